@@ -1,0 +1,49 @@
+"""Gather, scatter, one-hot, concatenation and padding in plain NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _check_range(idx: np.ndarray, low: int, high: int) -> None:
+    for value in idx.reshape(-1):
+        if not low <= value < high:
+            raise IndexError(f"index {value} is out of range for an axis of size {high}")
+
+
+def gather(x: np.ndarray, idx: np.ndarray, *, out: np.ndarray, axis: int) -> None:
+    """x taken at `idx` along the axis: shape x.shape[:axis] + idx.shape + x.shape[axis + 1:]. Negatives wrap.
+
+    IndexError for an index outside [-size, size).
+    """
+    _check_range(idx, -x.shape[axis], x.shape[axis])
+    out[...] = np.take(x, idx, axis=axis)
+
+
+def scatter_add(g: np.ndarray, idx: np.ndarray, *, out: np.ndarray, axis: int, size: int) -> None:
+    """Adjoint of `gather`: zeros with `size` places along the axis, to which g is added at `idx`."""
+    _check_range(idx, -size, size)
+    out[...] = 0
+    np.add.at(out, (slice(None),) * axis + (idx,), g)
+
+
+def one_hot(idx: np.ndarray, *, out: np.ndarray, depth: int, dtype: str) -> None:
+    """Ones at `idx` along a new last axis of `depth` places. IndexError for an index outside [0, depth)."""
+    _check_range(idx, 0, depth)
+    out[...] = idx[..., None] == np.arange(depth)
+
+
+def concat(*xs: np.ndarray, out: np.ndarray, axis: int) -> None:
+    """The arrays one after another along the axis."""
+    out[...] = np.concatenate(xs, axis=axis)
+
+
+def pad(x: np.ndarray, *, out: np.ndarray, widths: tuple, value: float, mode: str) -> None:
+    """x with `value` added around it: (before, after) places for every axis."""
+    out[...] = np.pad(x, widths, mode=mode, constant_values=value)
+
+
+def slice_scatter(g: np.ndarray, *, out: np.ndarray, shape: tuple, index: tuple) -> None:
+    """Adjoint of basic indexing: zeros of `shape` that hold g at `index`."""
+    out[...] = 0
+    out[index] = g

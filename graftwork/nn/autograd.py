@@ -1,0 +1,242 @@
+"""Reverse-mode differentiation over a tape of records.
+
+Each tensor that may need a gradient carries an `edge`: a `Leaf` (where gradients collect), a `Node` (the op call that
+made it), or a `Slot` (one of several outputs of a Node). Nodes are numbered as they are made, so walking them from the
+highest number down visits every node after all its consumers, without a sorting pass. Gradient rules are ops
+themselves; with `create_graph` the backward pass is recorded like any other computation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import GradientError, ShapeError
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+next_seq = itertools.count(1).__next__
+
+
+class _Mode(threading.local):
+    grad = True
+
+
+mode = _Mode()
+
+
+@contextlib.contextmanager
+def set_grad(enabled: bool) -> Iterator[None]:
+    """Record (or do not record) what happens inside; per thread."""
+    before, mode.grad = mode.grad, enabled
+    try:
+        yield
+    finally:
+        mode.grad = before
+
+
+def no_grad():
+    """Context manager and decorator: nothing inside is recorded, so it costs no memory and cannot be differentiated."""
+    return set_grad(False)
+
+
+class Leaf:
+    """Where the gradient of a tensor that nobody computed collects."""
+
+    __slots__ = ("grad", "__weakref__")
+    seq = 0
+
+    def __init__(self):
+        self.grad: Tensor | None = None
+
+
+class Node:
+    """One recorded op call: what its gradient rule needs, and where its gradients go."""
+
+    __slots__ = ("op", "attrs", "saved", "parents", "out", "seq", "grad_specs")
+
+    def __init__(self, op, attrs, saved, parents, out, seq):
+        self.op, self.attrs, self.saved = op, attrs, saved
+        self.parents, self.out, self.seq = parents, out, seq
+
+
+class Slot:
+    """Output number `index` of a Node with several outputs."""
+
+    __slots__ = ("node", "index")
+
+    def __init__(self, node: Node, index: int):
+        self.node, self.index = node, index
+
+    @property
+    def seq(self) -> int:
+        return self.node.seq
+
+
+def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], retain_graph=False, create_graph=False) -> None:
+    """Accumulate the gradients of `outputs` into the `.grad` of every leaf they depend on."""
+    found = _walk(outputs, grads, {}, retain_graph or create_graph, create_graph)
+    for leaf, g in found.items():
+        with set_grad(create_graph):
+            leaf.grad = g if leaf.grad is None else leaf.grad + g
+
+
+def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=None, allow_unused=False):
+    """Gradients of the sum of `outputs` with respect to `inputs`, returned instead of accumulated.
+
+    outputs, inputs: a Tensor or a sequence of them. grad_outputs: one Tensor an output; ones by default, for scalars.
+    create_graph: record the computation, so that the result can be differentiated again.
+    Raises GradientError if an output has no recorded history, or an input was not used (unless `allow_unused`, which
+    gives None for it). Returns a tuple, one entry an input.
+    """
+    outputs = [outputs] if hasattr(outputs, "edge") else list(outputs)
+    inputs = [inputs] if hasattr(inputs, "edge") else list(inputs)
+    grads = _seed_gradients(outputs, grad_outputs)
+    for i, t in enumerate(inputs):
+        if t.edge is None:
+            raise GradientError(f"grad: input {i} (shape {t.shape}) does not require a gradient; set requires_grad=True")
+    keep = create_graph if retain_graph is None else retain_graph
+    found = _walk(outputs, grads, {t.edge: None for t in inputs}, keep, create_graph)
+    results = tuple(found.get(_key(t.edge)) for t in inputs)
+    for i, (t, g) in enumerate(zip(inputs, results, strict=True)):
+        if g is None and not allow_unused:
+            raise GradientError(
+                f"grad: the outputs do not depend on input {i} (shape {t.shape}); pass allow_unused=True to get None"
+            )
+    return results
+
+
+def _seed_gradients(outputs, grad_outputs):
+    """Check the outputs and the gradients that come in from outside; ones for scalars by default."""
+    from .tensor import Tensor
+
+    grad_outputs = [None] * len(outputs) if grad_outputs is None else grad_outputs
+    grads = [grad_outputs] if isinstance(grad_outputs, Tensor) else list(grad_outputs)
+    for i, (y, g) in enumerate(zip(outputs, grads, strict=True)):
+        if y.edge is None:
+            raise GradientError(
+                "this tensor has no recorded history: nothing it was computed from requires a gradient, or it was made "
+                "under no_grad(). Set requires_grad=True on an input before computing it"
+            )
+        if g is None:
+            if y.size != 1:
+                raise GradientError(f"a gradient starts from a scalar; shape {y.shape} needs an explicit gradient")
+            grads[i] = Tensor(y._ones())
+        elif g.shape != y.shape:
+            raise ShapeError(f"gradient of shape {g.shape} given for an output of shape {y.shape}; they must be equal")
+    return grads
+
+
+def _key(edge):
+    """What a gradient is filed under: Slots are made anew for every tensor, their node and index are not."""
+    return (edge.node, edge.index) if type(edge) is Slot else edge
+
+
+def _walk(outputs, grads, targets: dict, retain: bool, create_graph: bool) -> dict[Any, Any]:
+    """Push gradients from the outputs down. Returns those of `targets`, or of all leaves if there are none."""
+    wanted = {_key(edge) for edge in targets}
+    stop = min((edge.seq for edge in targets), default=0)  # nothing older than the oldest target can reach one
+    found: dict[Any, Tensor] = {}
+    pending: dict[Node, Any] = {}
+    heap: list[tuple[int, Node]] = []
+
+    def send(edge, g) -> None:
+        kind = type(edge)
+        if kind is Node:
+            if edge in pending:
+                pending[edge] = pending[edge] + g
+            else:
+                pending[edge] = g
+                heapq.heappush(heap, (-edge.seq, edge))
+        elif kind is Leaf:
+            if not wanted or edge in wanted:
+                found[edge] = found[edge] + g if edge in found else g
+        else:
+            node = edge.node
+            if node not in pending:
+                pending[node] = [None] * len(node.grad_specs)
+                heapq.heappush(heap, (-node.seq, node))
+            slots = pending[node]
+            slots[edge.index] = g if slots[edge.index] is None else slots[edge.index] + g
+
+    with set_grad(create_graph):
+        for y, g in zip(outputs, grads, strict=True):
+            send(y.edge, g)
+        while heap:
+            node = heapq.heappop(heap)[1]
+            if node.seq < stop:
+                break
+            g = pending.pop(node)
+            if wanted:
+                _collect(node, g, wanted, found)
+            for parent, gi in zip(node.parents, _gradients(node, g), strict=True):
+                if parent is not None and gi is not None:
+                    send(parent, gi() if callable(gi) else gi)
+            if not retain:
+                node.saved = None
+    return found
+
+
+def _collect(node, g, wanted, found) -> None:
+    if node in wanted:
+        found[node] = g
+    if type(g) is list:
+        for i, gi in enumerate(g):
+            if (node, i) in wanted and gi is not None:
+                found[node, i] = gi
+
+
+def _gradients(node: Node, g):
+    """Apply the op's gradient rule to one record."""
+    from .tensor import Tensor
+
+    op, saved = node.op, node.saved
+    if saved is None:
+        raise GradientError(
+            f"the record of op {op.name!r} was freed by an earlier backward(); pass retain_graph=True there to go twice"
+        )
+    if op.keeps_inputs:
+        for i, t in enumerate(saved):
+            if t.written > node.seq:
+                raise GradientError(
+                    f"input {i} of op {op.name!r} (shape {t.shape}) was changed in place after it was used; its gradient "
+                    "would be wrong. Call backward() before the update, or compute the output again"
+                )
+    out = node.out
+    if op.multi:
+        g = [Tensor(np.zeros(*s)) if gi is None else gi for gi, s in zip(g, node.grad_specs, strict=True)]
+        out = out and [Tensor(o, Slot(node, i)) for i, o in enumerate(out)]
+    elif out is not None:
+        out = Tensor(out, node)
+    return op.vjp(g, out, *saved, **node.attrs)
+
+
+def differentiate(composite: Callable) -> Callable:
+    """A gradient rule from a function written in ops that computes the same values.
+
+    For fused ops whose second derivative nobody would write by hand (batch-norm's backward pass): `composite(*inputs,
+    **attrs)` returns a Tensor or a tuple; its own tape gives the gradients.
+    """
+    from .ops.shape import identity
+
+    def vjp(g, out, *inputs, **attrs):
+        recording = mode.grad
+        with set_grad(True):
+            proxies = [identity(t) if t.edge is not None else t for t in inputs]
+            asked = [p for p in proxies if p.edge is not None]
+            results = composite(*proxies, **attrs)
+            results, gs = (results, g) if isinstance(results, tuple) else ((results,), (g,))
+            pairs = [(y, gi) for y, gi in zip(results, gs, strict=True) if y.edge is not None]
+            gradients = iter(
+                grad([y for y, _ in pairs], asked, [gi for _, gi in pairs], create_graph=recording, allow_unused=True)
+            )
+        return tuple(next(gradients) if p.edge is not None else None for p in proxies)
+
+    return vjp

@@ -1,0 +1,192 @@
+"""Ops: what a user calls, what the tape and the graph hold.
+
+An op is declared once: its shape rule (`infer`), its gradient rule (`vjp`, written in ops, so that it can be
+differentiated again), what the backward pass keeps, which inputs it writes, its cost, and sample inputs that drive the
+tests. Calling it runs it at once and, where a gradient may be asked for, leaves a record on the tape.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError, DeviceError, DTypeError
+from ..kernels import registry
+from .autograd import Node, Slot, mode, next_seq
+from .tensor import Tensor, device_of
+
+
+class Spec(NamedTuple):
+    """An array without its values: shape and dtype. `infer` takes arrays or Specs alike."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Sample(NamedTuple):
+    """One example call of an op: NumPy arrays and attributes. `smooth=False` where finite differences mean nothing."""
+
+    arrays: tuple[np.ndarray, ...]
+    attrs: dict[str, Any] = {}
+    smooth: bool = True
+
+
+OPS: dict[str, Op] = {}
+
+
+class Op:
+    """One operation.
+
+    name: unique, and the name of its kernels.
+    infer(*arrays, **attrs) -> (shape, dtype), or a list of those for several outputs. Raises what a wrong call gets.
+    vjp(g, out, *inputs, **attrs) -> one entry an input: None, a Tensor, or a function without arguments that computes it
+        (called only if that gradient is wanted). `g` and `out` are tuples for several outputs; without `keeps_output`
+        `out` is None; without `keeps_inputs` the inputs are Specs. None: the op has no gradient.
+    writes: indices of the inputs that the kernel changes in place. Such an op returns None unless it has outputs too.
+    view: the output shares the input's memory; `view(array, **attrs)` makes it, and there is no kernel.
+    key: index of the input whose device and dtype choose the kernel.
+    cost(*arrays, **attrs) -> floating-point operations, for the roofline; bytes moved follow from the shapes.
+    samples(rng) -> iterator of Sample, in float64; tests cast them down.
+    """
+
+    __slots__ = (
+        "name", "infer", "vjp", "keeps_inputs", "keeps_output", "multi", "writes", "view", "key", "cost", "samples",
+        "table", "__doc__",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        infer: Callable,
+        vjp: Callable | None = None,
+        keeps_inputs: bool = True,
+        keeps_output: bool = False,
+        multi: bool = False,
+        writes: tuple[int, ...] = (),
+        view: Callable | None = None,
+        key: int = 0,
+        cost: Callable | None = None,
+        samples: Callable[[np.random.Generator], Iterator[Sample]] | None = None,
+        doc: str = "",
+    ):
+        self.name, self.infer, self.vjp = name, infer, vjp
+        self.keeps_inputs, self.keeps_output = keeps_inputs, keeps_output
+        self.multi, self.writes, self.view, self.key = multi, writes, view, key
+        self.cost, self.samples, self.__doc__ = cost, samples, doc
+        self.table: dict[type, dict[Any, tuple[Callable, Callable]]] = {}  # array type -> dtype -> (kernel, empty)
+        register(self)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def __call__(self, *inputs: Tensor, **attrs: Any):
+        """Run now. Every line here is paid by every op: keep it flat."""
+        try:
+            arrays = [t.data for t in inputs]
+            x = arrays[self.key]
+            kernel, empty = self.table[type(x)][x.dtype]
+            kind = type(x)
+            for a in arrays:
+                if type(a) is not kind:
+                    raise KeyError
+        except (KeyError, AttributeError, IndexError):
+            kernel, empty = self._resolve(inputs)
+        specs = self.infer(*arrays, **attrs)
+        if self.view is not None:
+            out = kernel(x, **attrs)
+        elif self.multi:
+            out = tuple([empty(shape, dtype) for shape, dtype in specs])
+            kernel(*arrays, out=out, **attrs)
+        elif specs is None:  # only writes its inputs
+            kernel(*arrays, out=None, **attrs)
+            out = None
+        else:
+            out = empty(*specs)
+            kernel(*arrays, out=out, **attrs)
+        if self.writes:
+            for i in self.writes:
+                inputs[i].written = next_seq()
+            if out is None:
+                return None
+        for t in inputs:
+            if t.edge is not None:
+                if mode.grad and self.vjp is not None:
+                    return self._record(inputs, arrays, attrs, out)
+                break
+        return tuple([Tensor(o) for o in out]) if self.multi else Tensor(out)
+
+    def _record(self, inputs, arrays, attrs, out):
+        """Wrap `out` in tensors that remember how they came about."""
+        saved = inputs if self.keeps_inputs else [Spec(a.shape, a.dtype) for a in arrays]
+        node = Node(self, attrs, saved, [t.edge for t in inputs], out if self.keeps_output else None, next_seq())
+        if self.multi:
+            node.grad_specs = [Spec(o.shape, o.dtype) for o in out]
+            return tuple([Tensor(o, Slot(node, i)) for i, o in enumerate(out)])
+        return Tensor(out, node)
+
+    def _resolve(self, inputs) -> tuple[Callable, Callable]:
+        """Find the kernel for these inputs and remember it; explain a call that fits none."""
+        for i, t in enumerate(inputs):
+            if not isinstance(t, Tensor):
+                raise DTypeError(
+                    f"{self.name}: argument {i} is a {type(t).__module__}.{type(t).__qualname__}, expected a "
+                    "graftwork.Tensor; wrap it with graftwork.tensor(...)"
+                )
+        if not inputs:
+            raise DTypeError(f"{self.name}: no tensor given, expected at least one")
+        devices = [device_of(t.data) for t in inputs]
+        if len(set(devices)) > 1:
+            raise DeviceError(
+                f"{self.name}: operands on different devices ({', '.join(devices)}); nothing is moved silently, "
+                'move them to one with x.to("...")'
+            )
+        x = inputs[self.key].data
+        empty: Callable = np.empty
+        if type(x) is not np.ndarray:
+            import cupy
+
+            empty = cupy.empty
+        kernel = self.view or registry.get(self.name, device=devices[0], dtype=x.dtype)
+        self.table.setdefault(type(x), {})[x.dtype] = kernel, empty
+        return kernel, empty
+
+
+def register(op: Op) -> Op:
+    """Add an op to the table. Raises ConfigError if the name is taken."""
+    if op.name in OPS and OPS[op.name] is not op:
+        raise ConfigError(f"an op named {op.name!r} exists already; choose another name")
+    OPS[op.name] = op
+    return op
+
+
+def unregister(name: str) -> None:
+    """Take an op out of the table (plugins that are unloaded, tests)."""
+    OPS.pop(name, None)
+
+
+def bytes_moved(op: Op, arrays, specs) -> int:
+    """Least bytes that an op must read and write, for the roofline."""
+    outs = [] if specs is None else specs if op.multi else [specs]
+    read = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays)
+    return read + sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in outs)
+
+
+def all_samples(seed: int = 0) -> Iterator[tuple[Op, Sample]]:
+    """Every sample of every op of the table, from one seed."""
+    for op in list(OPS.values()):
+        if op.samples is not None:
+            for sample in itertools.islice(op.samples(np.random.default_rng(seed)), 32):
+                yield op, sample
