@@ -1,0 +1,7 @@
+"""The op table, one file per family. Importing this package declares every op."""
+
+from . import conv, elementwise, index, matmul, norm, pool, random, reduce, resize, shape, softmax, update
+
+__all__ = [
+    "conv", "elementwise", "index", "matmul", "norm", "pool", "random", "reduce", "resize", "shape", "softmax", "update",
+]  # fmt: skip

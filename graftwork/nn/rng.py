@@ -1,0 +1,46 @@
+"""Randomness from one explicit place.
+
+`manual_seed(n)` sets both generators: NumPy's, which draws initial weights and shuffles, and the counter-based state
+(seed, counter) that random ops read and advance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import ConfigError
+from .tensor import Tensor
+
+_generator = np.random.default_rng(0)
+_state = Tensor(np.array([0, 0], np.uint64))
+
+
+def manual_seed(seed: int) -> np.random.Generator:
+    """Start all randomness again from `seed` (0 to 2**64 - 1); returns NumPy's generator."""
+    global _generator
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ConfigError(f"manual_seed: {seed!r}; expected an integer from 0 to 2**64 - 1")
+    _generator = np.random.default_rng(int(seed))
+    _state.data[:] = seed, 0
+    return _generator
+
+
+def generator() -> np.random.Generator:
+    """The NumPy generator that initialisers and data loaders draw from."""
+    return _generator
+
+
+def default_state() -> Tensor:
+    """The state that random ops use unless given another: uint64 (seed, counter)."""
+    return _state
+
+
+def get_state() -> dict:
+    """Everything needed to go on exactly from here, as plain values."""
+    return {"numpy": _generator.bit_generator.state, "ops": [int(v) for v in _state.data]}
+
+
+def set_state(state: dict) -> None:
+    """Go on from what `get_state` returned."""
+    _generator.bit_generator.state = state["numpy"]
+    _state.data[:] = state["ops"]
