@@ -18,14 +18,14 @@ hookimpl = pluggy.HookimplMarker("graftwork")
 
 @hookspec
 def register_ops(register: Callable[..., None]) -> None:
-    """Add operations: call ``register(op)`` with each ``graftwork.nn.op.Op``. Runs once, at loading, before the other hooks."""
+    """Add operations: call ``register(op)`` with each ``graftwork.nn.op.Op``. Runs once, before the other hooks."""
 
 
 @hookspec
 def register_kernels(register: Callable[..., None]) -> None:
     """Add kernels, for your ops or for ours: call ``register(op, device, variant, kernel, dtypes=None)``. Runs once, at loading.
 
-    ``op``, ``device`` ("cpu", "cuda", "reference") and ``variant`` are strings; ``kernel`` is a function
+    ``op``, ``device`` ("cpu" or "cuda") and ``variant`` are strings; ``kernel`` is a function
     ``fn(*arrays, out, **attrs)``, or the text "module:function" where it is found at its first use; ``dtypes`` names the
     element types it takes (None: any).
     """
@@ -41,12 +41,15 @@ def register_models(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_modules(register: Callable[..., None]) -> None:
-    """Add layer classes by the name a file knows them by: call ``register(name, module_class)``. Runs once, at loading."""
+    """Add layer classes by the name that files use for them: call ``register(name, module_class)``. Runs once."""
 
 
 @hookspec
 def register_passes(register: Callable[..., None]) -> None:
-    """Add graph passes for ``gw.compile``: call ``register(name, function)``, ``function(graph)`` returns a graph. Runs once, at loading."""
+    """Add graph passes for ``gw.compile``: call ``register(name, function)``. Runs once, at loading.
+
+    ``function(graph)`` returns the graph to go on with.
+    """
 
 
 @hookspec

@@ -7,6 +7,7 @@ nothing of ops, kernels or models. It fills tables; ``connect`` says where the e
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pluggy
@@ -54,7 +56,7 @@ class PluginInfo:
     def label(self) -> str:
         """The plugin in an error message: name, distribution and version."""
         origin = f"{self.distribution} {self.version}".strip()
-        return f"plugin {self.name!r} ({origin or 'registered in this process'})"
+        return f"plugin {self.name!r} ({origin or 'no distribution'})"
 
 
 @dataclass
@@ -164,7 +166,8 @@ class PluginManager:
         self._pluggy = pluggy.PluginManager("graftwork")
         self._pluggy.add_hookspecs(hookspecs)
         self._infos: list[PluginInfo] = []
-        self._failures: list[Exception] = []
+        self._failures: list[PluginError] = []
+        self._pending: list[str] = []  # warnings not given yet
         self._lock = threading.RLock()
         self._loaded = False
         self._loading = False
@@ -177,36 +180,34 @@ class PluginManager:
     # Loading
 
     def load(self, strict: bool | None = None) -> None:
-        """Load every plugin that is installed; later calls only repeat what went wrong.
+        """Load every plugin that is installed; later calls only repeat what is still wrong.
 
         A plugin that fails is skipped with a PluginWarning, or raises PluginError if ``strict`` (default: environment
         variable GRAFTWORK_STRICT_PLUGINS). PluginConflict is raised in both cases, after all others have loaded.
         """
         if not self._loaded:
-            self._load_once(warn=not _strict(strict))
-        if self._failures and not self._loading:
-            self._report(_strict(strict))
+            self._load_once()
+        if not self._loading:
+            self._report(_strict() if strict is None else strict)
 
-    def _load_once(self, warn: bool) -> None:
+    def _load_once(self) -> None:
         with self._lock:
             if self._loaded or self._loading:  # a plugin that is being imported may ask for a name and come back here
                 return
             self._loading = True
-            before = len(self._failures)
             try:
                 self._load_candidates()
+                self._loaded = True
             finally:
                 self._loading = False
-            self._loaded = True
-            # Only now: where warnings are errors, the first one must not leave the rest of the plugins unloaded.
-            for failure in self._failures[before:] if warn else ():
-                if not isinstance(failure, PluginConflict):
-                    warnings.warn(str(failure), PluginWarning, stacklevel=4)
 
     def _load_candidates(self) -> None:
         disabled = _disabled()
+        done = {(info.name, info.distribution) for info in self._infos}  # by an earlier call that was interrupted
         for candidate in self._candidates():
             info = candidate.info
+            if (info.name, info.distribution) in done:
+                continue
             if _normal(info.name) in disabled:
                 self._infos.append(replace(info, status="disabled"))
                 continue
@@ -215,6 +216,20 @@ class PluginManager:
             except PluginError as error:
                 self._infos.append(replace(info, status="failed", error=str(error)))
                 self._failures.append(error)
+                if not isinstance(error, PluginConflict):
+                    self._pending.append(f"{error} It is skipped.")
+
+    def _report(self, strict: bool) -> None:
+        """Raise for the failures that this mode does not forgive, warn of the others (once)."""
+        conflicts = [failure for failure in self._failures if isinstance(failure, PluginConflict)]
+        if strict:
+            _raise_all(self._failures)
+        self._warn()
+        _raise_all(conflicts)
+
+    def _warn(self) -> None:
+        while self._pending:
+            warnings.warn(self._pending.pop(0), PluginWarning, stacklevel=5)
 
     def _candidates(self) -> list[_Candidate]:
         """Installed plugins, ours first, then by distribution and name; ours also where no metadata lists them."""
@@ -222,9 +237,7 @@ class PluginManager:
 
         found = []
         for point in importlib.metadata.entry_points(group=self._group):
-            distribution = point.dist.name if point.dist else ""
-            info = PluginInfo(point.name, distribution, point.dist.version if point.dist else "", _summary(point.dist))
-            found.append(_Candidate(info, point.load))
+            found.append(_Candidate(PluginInfo(point.name, *_origin(point.dist)), point.load))
         listed = {candidate.info.name for candidate in found if _ours(candidate.info)}
         found += [_bundled(name) for name in self._bundled if name not in listed]
         return sorted(found, key=lambda item: (not _ours(item.info), item.info.distribution, item.info.name))
@@ -232,29 +245,28 @@ class PluginManager:
     def _admit(self, candidate: _Candidate) -> None:
         """Import one plugin and register it; PluginError, with nothing left behind, if that fails."""
         info = candidate.info
-        for other in self._infos:
-            if other.name == info.name:
-                raise taken("plugin", info.name, other.label, info)
         try:
             plugin = candidate.load()
             plugin = plugin() if isinstance(plugin, type) else plugin
         except (Exception, SystemExit) as error:
-            raise PluginError(_skipped(info, "could not be imported", error)) from error
+            raise _broken(info, "could not be imported", error) from error
         self._register(plugin, info)
 
     def register(self, plugin: Any, name: str) -> PluginInfo:
         """Register a module or an object as plugin ``name``, without an installation; PluginError if it cannot be."""
         with self._lock:
-            for other in self._infos:
-                if other.name == name:
-                    raise taken("plugin", name, other.label, PluginInfo(name))
-            return self._register(plugin, PluginInfo(name))
+            info = self._register(plugin, PluginInfo(name))
+        self._warn()
+        return info
 
     def _register(self, plugin: Any, info: PluginInfo) -> PluginInfo:
+        for other in self._infos:
+            if other.name == info.name and other.status == "loaded":
+                raise taken("plugin", info.name, other.label, info)
         try:
             self._pluggy.register(plugin, name=info.name)
         except (pluggy.PluginValidationError, ValueError, TypeError) as error:
-            raise PluginError(_skipped(info, "does not fit the hooks", error)) from error
+            raise _broken(info, "does not fit the hooks", error) from error
         try:
             hooks = self._known_hooks(plugin, info)
             self._fill_tables(info)
@@ -262,7 +274,7 @@ class PluginManager:
         except PluginError:
             self._withdraw(info.name)
             raise
-        _warn_undecorated(plugin, hooks, info)
+        self._pending += _undecorated(plugin, hooks, info)
         loaded = replace(info, summary=_first_line(plugin) or info.summary, hooks=hooks, status="loaded")
         self._infos.append(loaded)
         return loaded
@@ -294,7 +306,7 @@ class PluginManager:
                 except PluginError:
                     raise
                 except Exception as error:
-                    raise PluginError(_skipped(info, f"registered a {kind} {entry.name!r} that was refused", error)) from error
+                    raise _broken(info, f"registered a {kind} {entry.name!r} that was refused", error) from error
 
     def _guarded(self, info: PluginInfo, hook: str, **arguments: Any) -> None:
         """Call one hook of one plugin, and turn what it raises into a PluginError that names them."""
@@ -303,19 +315,11 @@ class PluginManager:
         except PluginError:
             raise
         except (Exception, SystemExit) as error:
-            raise PluginError(_skipped(info, f"failed in its hook {hook!r}", error)) from error
+            raise _broken(info, f"failed in its hook {hook!r}", error) from error
 
     def _call(self, hook: str, plugin: Any, **arguments: Any) -> list[Any]:
         others = [other for other in self._pluggy.get_plugins() if other is not plugin]
         return self._pluggy.subset_hook_caller(hook, others)(**arguments)
-
-    def _report(self, strict: bool) -> None:
-        """Raise for the failures that this mode does not forgive."""
-        conflicts = [failure for failure in self._failures if isinstance(failure, PluginConflict)]
-        raised = self._failures if strict else conflicts
-        if raised:
-            kind = PluginConflict if len(raised) == len(conflicts) else PluginError
-            raise kind("\n".join(map(str, raised))) from raised[0].__cause__
 
     # Taking back
 
@@ -350,7 +354,7 @@ class PluginManager:
     def list_plugins(self) -> list[PluginInfo]:
         """Every plugin that was found, loaded or not, by name. Never raises for a plugin's fault: it is where one looks it up."""
         if not self._loaded:
-            self._load_once(warn=False)
+            self._load_once()
         return sorted(self._infos, key=lambda info: (info.name, info.distribution))
 
     def prepare_model(self, model: Any, trainer: Any) -> Any:
@@ -374,9 +378,9 @@ class PluginManager:
             try:
                 self._guarded(info, "register_commands", cli=group)
             except PluginError as error:
-                if _strict(None):
+                if _strict():
                     raise
-                warnings.warn(str(error), PluginWarning, stacklevel=3)
+                warnings.warn(f"{error} Its commands are missing.", PluginWarning, stacklevel=3)
                 continue
             for name, command in group.commands.items():
                 table.add(name, command, info)
@@ -402,41 +406,59 @@ def suggestion(name: str, known: Any) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _skipped(info: PluginInfo, what: str, error: BaseException) -> str:
-    return (
+def _raise_all(failures: list[PluginError]) -> None:
+    """Raise one error that holds the messages of all ``failures``, if there are any."""
+    if failures:
+        kind = PluginConflict if all(isinstance(failure, PluginConflict) for failure in failures) else PluginError
+        raise kind("\n".join(map(str, failures))) from failures[0].__cause__
+
+
+def _broken(info: PluginInfo, what: str, error: BaseException) -> PluginError:
+    return PluginError(
         f"{info.label} {what}: {type(error).__name__}: {error}{_where(error)}."
-        f" It is skipped; repair or uninstall it, or set {DISABLE}={info.name} to silence this."
+        f" Repair or uninstall it, or set {DISABLE}={info.name}."
     )
 
 
 def _where(error: BaseException) -> str:
-    """Where the error was raised: its last frame, which is the plugin's line or what that line called."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return f" ({os.path.basename(last.tb_frame.f_code.co_filename)}, line {last.tb_lineno})" if last else ""
+    """The innermost line of the traceback that is neither ours nor the import system's."""
+    machinery = ("<frozen", __file__, os.path.dirname(pluggy.__file__), os.path.dirname(importlib.__file__))
+    place, frame = "", error.__traceback__
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename
+        if not path.startswith(machinery):
+            place = f" ({os.path.basename(path)}, line {frame.tb_lineno})"
+        frame = frame.tb_next
+    return place
 
 
-def _warn_undecorated(plugin: Any, hooks: tuple[str, ...], info: PluginInfo) -> None:
-    """Say so if a function has the name of a hook and lacks the decorator: it would never be called, without a word."""
+def _undecorated(plugin: Any, hooks: tuple[str, ...], info: PluginInfo) -> list[str]:
+    """A remark on every function that has the name of a hook and lacks the decorator: it would silently never be called."""
     home = getattr(plugin, "__name__", None) or type(plugin).__module__
-    for name in HOOKS:
-        function = getattr(plugin, name, None)
-        if name not in hooks and callable(function) and getattr(function, "__module__", None) == home:
-            warnings.warn(
-                f"{info.label} has a function {name} without @hookimpl, so it is not called; add the decorator"
-                " (from graftwork.plugins import hookimpl), or rename the function if it is not meant as a hook",
-                PluginWarning,
-                stacklevel=4,
-            )
+    functions = {name: getattr(plugin, name, None) for name in HOOKS if name not in hooks}
+    return [
+        f"{info.label} has a function {name} without @hookimpl, so it is not called. Add the decorator"
+        " (from graftwork.plugins import hookimpl), or rename the function if it is not meant as a hook."
+        for name, function in functions.items()
+        if callable(function) and getattr(function, "__module__", None) == home
+    ]
 
 
 def _bundled(name: str) -> _Candidate:
-    import importlib
-
+    """One of our own plugins, found without metadata."""
     version = getattr(sys.modules.get("graftwork"), "__version__", "")
-    load = lambda: importlib.import_module(f"graftwork.plugins.{name}")  # noqa: E731
-    return _Candidate(PluginInfo(name, "graftwork", version), load)
+    return _Candidate(
+        PluginInfo(name, "graftwork", version), partial(importlib.import_module, f"graftwork.plugins.{name}")
+    )
+
+
+def _origin(distribution: Any) -> tuple[str, str, str]:
+    """Name, version and summary of a distribution; empty where an installation is too damaged to tell."""
+    try:
+        metadata = distribution.metadata
+        return metadata["Name"] or "", metadata["Version"] or "", metadata["Summary"] or ""
+    except Exception:  # a removed or half-written METADATA fails in many ways, and the plugin may be fine
+        return "", "", ""
 
 
 def _ours(info: PluginInfo) -> bool:
@@ -447,17 +469,13 @@ def _normal(name: str) -> str:
     return name.strip().lower().replace("-", "_")
 
 
-def _summary(distribution: Any) -> str:
-    return (distribution.metadata.get("Summary") or "") if distribution else ""
-
-
 def _first_line(plugin: Any) -> str:
     text = (getattr(plugin, "__doc__", None) or "").strip()
     return text.splitlines()[0] if text else ""
 
 
-def _strict(strict: bool | None) -> bool:
-    return os.environ.get(STRICT, "") not in ("", "0") if strict is None else strict
+def _strict() -> bool:
+    return os.environ.get(STRICT, "") not in ("", "0")
 
 
 def _disabled() -> set[str]:

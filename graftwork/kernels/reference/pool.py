@@ -66,7 +66,7 @@ def _taps(window: Pair, out_shape, stride: Pair) -> Iterator[tuple[slice, slice]
     (sh, sw), (oh, ow) = stride, out_shape[1:3]
     for ky in range(window[0]):
         for kx in range(window[1]):
-            yield slice(ky, ky + (oh - 1) * sh + 1, sh), slice(kx, kx + (ow - 1) * sw + 1, sw)
+            yield slice(ky, ky + oh * sh, sh), slice(kx, kx + ow * sw, sw)
 
 
 def _first_maxima(x, y, window: Pair, stride: Pair, padding) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:

@@ -1,0 +1,155 @@
+"""Optimisers. State lives in tensors that the update ops write in place; the learning rate is a tensor too, so that a
+recorded step follows its changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError
+from .autograd import no_grad
+from .ops.update import ADAM_UPDATE, SGD_UPDATE
+from .tensor import Tensor, tensor
+
+
+class Optimizer:
+    """Base: parameter groups, each with its own options; the first group's learning rate is `lr`.
+
+    parameters: Parameters, or dicts {"parameters": [...], "lr": ..., "weight_decay": ...} for groups with options of
+    their own. Parameters without a gradient are left alone by `step()`.
+    """
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, parameters: Iterable, lr: float, weight_decay: float = 0.0):
+        entries = list(parameters)
+        if not entries:
+            raise ConfigError(f"{type(self).__name__}: no parameters given; is the model frozen, or empty?")
+        if not isinstance(entries[0], dict):
+            entries = [{"parameters": entries}]
+        self.groups = [self._group(entry, lr, weight_decay) for entry in entries]
+        self.state: list[dict[str, Tensor]] = [self._new_state(p) for g in self.groups for p in g["parameters"]]
+        self.steps = 0
+
+    def _group(self, entry: dict, lr: float, weight_decay: float) -> dict:
+        unknown = set(entry) - {"parameters", "lr", "weight_decay"}
+        if unknown:
+            raise ConfigError(f"{type(self).__name__}: unknown group options {sorted(unknown)}; expected parameters, lr, "
+                              "weight_decay")  # fmt: skip
+        rate, decay = entry.get("lr", lr), entry.get("weight_decay", weight_decay)
+        for name, value in (("lr", rate), ("weight_decay", decay)):
+            if not value >= 0:
+                raise ConfigError(f"{type(self).__name__}: {name}={value}, expected at least 0")
+        parameters = list(entry["parameters"])
+        dtype = parameters[0].dtype if parameters else np.float32
+        return {"parameters": parameters, "lr": Tensor(np.asarray(rate, dtype)), "weight_decay": float(decay)}
+
+    def _new_state(self, p: Tensor) -> dict[str, Tensor]:
+        return {name: tensor(np.zeros(p.shape, p.dtype), device=p.device) for name in self.state_names}
+
+    @property
+    def lr(self) -> float:
+        return self.groups[0]["lr"].item()
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        """Set the first group's rate; the others keep their ratio to it."""
+        first = self.lr
+        for group in self.groups:
+            group["lr"].data[...] = value * (group["lr"].item() / first if first else 1.0)
+
+    def zero_grad(self) -> None:
+        for group in self.groups:
+            for p in group["parameters"]:
+                if p.requires_grad:
+                    p.grad = None
+
+    def step(self) -> None:
+        """Apply one update from the collected gradients."""
+        self.steps += 1
+        states = iter(self.state)
+        with no_grad():
+            for group in self.groups:
+                for p in group["parameters"]:
+                    state = next(states)
+                    if p.grad is not None:
+                        self._update(p, p.grad, state, group)
+
+    def _update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict) -> None:
+        raise NotImplementedError(f"{type(self).__name__} has no update rule; define _update()")
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Everything needed to go on exactly from here, as flat arrays."""
+        result = {"steps": np.asarray(self.steps)}
+        for i, group in enumerate(self.groups):
+            result[f"lr.{i}"] = group["lr"].numpy().copy()
+        for i, state in enumerate(self.state):
+            for name, value in state.items():
+                result[f"{name}.{i}"] = value.numpy().copy()
+        return result
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `state_dict` returned, for the same parameters in the same order."""
+        own = self.state_dict()
+        if set(own) != set(state) or any(np.shape(state[k]) != own[k].shape for k in own):
+            raise CheckpointError(
+                f"the optimiser's state does not fit: {len(own)} entries here, {len(state)} given, or other shapes; "
+                "use the same optimiser, with the same parameters in the same order"
+            )
+        self.steps = int(state["steps"])
+        for i, group in enumerate(self.groups):
+            group["lr"].data[...] = state[f"lr.{i}"]
+        for i, tensors in enumerate(self.state):
+            for name, value in tensors.items():
+                value.data[...] = state[f"{name}.{i}"]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with (Nesterov) momentum; weight decay is added to the gradient (PyTorch's rule)."""
+
+    state_names = ("momentum",)
+
+    def __init__(self, parameters, lr: float = 0.01, momentum: float = 0.0, nesterov: bool = False,
+                 weight_decay: float = 0.0):  # fmt: skip
+        if not 0.0 <= momentum < 1.0:
+            raise ConfigError(f"SGD: momentum={momentum}, expected at least 0 and below 1")
+        self.momentum, self.nesterov = float(momentum), bool(nesterov)
+        super().__init__(parameters, lr, weight_decay)
+
+    def _update(self, p, grad, state, group):
+        SGD_UPDATE(p, grad, state["momentum"], group["lr"], momentum=self.momentum, nesterov=self.nesterov,
+                   weight_decay=group["weight_decay"], dampening=0.0)  # fmt: skip
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2014); weight decay is added to the gradient."""
+
+    state_names = ("mean", "square")
+    decoupled = False
+
+    def __init__(self, parameters, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8,
+                 weight_decay: float = 0.0):  # fmt: skip
+        if not all(0.0 <= b < 1.0 for b in betas):
+            raise ConfigError(f"{type(self).__name__}: betas={betas}, expected two numbers at least 0 and below 1")
+        self.betas, self.epsilon = betas, float(epsilon)
+        super().__init__(parameters, lr, weight_decay)
+
+    def _new_state(self, p):
+        return {**super()._new_state(p), "step": tensor(np.zeros((), p.dtype), device=p.device)}
+
+    def _update(self, p, grad, state, group):
+        state["step"].data += 1  # its own count: a parameter may join later
+        ADAM_UPDATE(p, grad, state["mean"], state["square"], state["step"], group["lr"], beta1=self.betas[0],
+                    beta2=self.betas[1], epsilon=self.epsilon, weight_decay=group["weight_decay"],
+                    decoupled=self.decoupled)  # fmt: skip
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017)."""
+
+    decoupled = True
+
+    def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.999), epsilon: float = 1e-8, weight_decay: float = 0.01):
+        super().__init__(parameters, lr, betas, epsilon, weight_decay)

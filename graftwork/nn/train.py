@@ -1,0 +1,181 @@
+"""Trainer: the loop around model, loss, optimiser and data, with progress, checkpoints and hooks for plugins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError
+from . import checkpoint, rng
+from . import functional as F
+from .autograd import no_grad
+from .data import DataLoader
+from .metrics import Average
+from .modules.module import Module
+from .optim import Optimizer
+from .schedule import Schedule
+from .tensor import Tensor
+
+
+class Trainer:
+    """Trains a model on batches of (input, target).
+
+    loss(prediction, target) -> scalar Tensor; cross-entropy by default. schedule: stepped once an optimiser step.
+    checkpoint_path: written atomically after each epoch; `resume()` goes on exactly from there.
+    progress: a rich progress bar on the terminal. history: one dict an epoch.
+    Plugins take part through prepare_model, fit_start, reduce_gradients, step_end and fit_end.
+    """
+
+    def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+                 schedule: Schedule | None = None, checkpoint_path: str | Path | None = None, progress: bool = True,
+                 hooks: Any = None):  # fmt: skip
+        self.model, self.optimizer, self.loss, self.schedule = model, optimizer, loss, schedule
+        self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
+        self.progress, self.history = progress, []
+        self.epoch = self.step = 0
+        self.stop = False  # a plugin may set it in step_end
+        self._hooks = hooks
+
+    @property
+    def hooks(self):
+        """The plugins' hook caller; plugins load when the first trainer needs them."""
+        if self._hooks is None:
+            from ..plugins.manager import hook
+
+            self._hooks = hook()
+        return self._hooks
+
+    def fit(self, loader: DataLoader, epochs: int, validation: Iterable | None = None) -> list[dict]:
+        """Train until `epochs` epochs are complete, counted from the beginning of the run. Returns the history."""
+        if epochs < 1:
+            raise ConfigError(f"fit: epochs={epochs}, expected at least 1")
+        self.hooks.prepare_model(model=self.model, trainer=self)
+        self.hooks.fit_start(trainer=self)
+        with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
+            while self.epoch < epochs and not self.stop:
+                loader.epoch = self.epoch
+                record = self._epoch(loader, bar)
+                if validation is not None:
+                    record.update({f"validation_{k}": v for k, v in self.evaluate(validation).items()})
+                self.history.append(record)
+                if self.checkpoint_path is not None:
+                    self.save(self.checkpoint_path)
+        self.hooks.fit_end(trainer=self)
+        return self.history
+
+    def _epoch(self, loader, bar) -> dict:
+        self.model.train()
+        loss, hits, start = Average(), Average(), time.perf_counter()
+        for x, target in loader:
+            value, prediction = self.train_step(x, target)
+            loss.add(value, len(x))
+            if prediction.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu":
+                hits.add(F.accuracy(prediction, target), len(x))
+            bar.advance(f"epoch {self.epoch + 1}  loss {loss.value:.4f}")
+            if self.stop:
+                break
+        self.epoch += 1
+        record = {"epoch": self.epoch, "loss": loss.value, "seconds": time.perf_counter() - start, "lr": self.optimizer.lr}
+        return {**record, "accuracy": hits.value} if hits.count else record
+
+    def train_step(self, x: Tensor, target: Tensor) -> tuple[float, Tensor]:
+        """One forward and backward pass and update. Returns the loss and the prediction."""
+        self.optimizer.zero_grad()
+        prediction = self.model(x)
+        loss = self.loss(prediction, target)
+        loss.backward()
+        self.hooks.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        self.step += 1
+        self.hooks.step_end(trainer=self)
+        return loss.item(), prediction
+
+    def evaluate(self, batches: Iterable) -> dict[str, float]:
+        """Mean loss and, for class labels, accuracy over batches, in inference mode."""
+        was_training = self.model.training
+        self.model.eval()
+        loss, hits = Average(), Average()
+        with no_grad():
+            for x, target in batches:
+                prediction = self.model(x)
+                loss.add(self.loss(prediction, target).item(), len(x))
+                if prediction.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu":
+                    hits.add(F.accuracy(prediction, target), len(x))
+        self.model.train(was_training)
+        return {"loss": loss.value, **({"accuracy": hits.value} if hits.count else {})}
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> None:
+        """Write everything that `resume` needs; the file appears whole or not at all."""
+        info = {
+            "epoch": self.epoch, "step": self.step, "history": self.history, "random": rng.get_state(),
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+        }  # fmt: skip
+        arrays = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        checkpoint.save(path, arrays, info)
+
+    def resume(self, path: str | Path | None = None) -> bool:
+        """Go on from a checkpoint (by default `checkpoint_path`; False if that does not exist yet).
+
+        Raises CheckpointError if it is damaged or of another model or optimiser; nothing is changed then.
+        """
+        if path is None and (self.checkpoint_path is None or not self.checkpoint_path.exists()):
+            return False
+        arrays, info = checkpoint.load(path or self.checkpoint_path)
+        if not {"model", "optimizer"} <= set(arrays) or (info.get("schedule") is None) != (self.schedule is None):
+            raise CheckpointError("this checkpoint lacks parts of the run, or was made with another schedule")
+        before = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(arrays["optimizer"])
+        try:
+            self.model.load_state_dict(arrays["model"])
+        except ValueError as error:
+            self.optimizer.load_state_dict(before)
+            raise CheckpointError(f"this checkpoint is of another model: {error}") from error
+        if self.schedule is not None:
+            self.schedule.load_state_dict(info["schedule"])
+        rng.set_state(info["random"])
+        self.epoch, self.step, self.history = info["epoch"], info["step"], info["history"]
+        return True
+
+
+class _Progress:
+    """A rich progress bar, or nothing at all."""
+
+    def __init__(self, shown: bool, total: int):
+        self._bar = None
+        if shown and total:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
+            )
+            self._task = self._bar.add_task("training", total=total)
+
+    def __enter__(self):
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=text)
+
+
+def predict(model: Module, batches: Iterable) -> np.ndarray:
+    """Outputs for all batches (a Tensor, or tuples that start with the input), in inference mode, as one array."""
+    was_training = model.training
+    model.eval()
+    with no_grad():
+        outputs = [model(b if isinstance(b, Tensor) else b[0]).numpy() for b in batches]
+    model.train(was_training)
+    return np.concatenate(outputs)
