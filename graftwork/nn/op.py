@@ -61,11 +61,6 @@ class Op:
     samples(rng) -> iterator of Sample, in float64; tests cast them down.
     """
 
-    __slots__ = (
-        "name", "infer", "vjp", "keeps_inputs", "keeps_output", "multi", "writes", "view", "key", "cost", "samples",
-        "table", "__doc__",
-    )  # fmt: skip
-
     def __init__(
         self,
         name: str,

@@ -49,7 +49,7 @@ def spread(g: Tensor, x, axis, keepdims) -> Tensor:
 
 def _mean_vjp(g, out, x, axis, keepdims):
     count = math.prod(x.shape[a] for a in axis)
-    return (spread(g * (1.0 / max(count, 1)), x, axis, keepdims),)
+    return (spread(g * (1.0 / count if count else 0.0), x, axis, keepdims),)
 
 
 def _extreme_vjp(g, y, x, axis, keepdims):

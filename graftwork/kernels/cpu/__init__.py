@@ -1,0 +1,3 @@
+"""Numba kernels for the CPU."""
+
+KERNELS: dict[str, dict[str, str]] = {}
