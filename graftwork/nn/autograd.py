@@ -13,14 +13,13 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import GradientError, ShapeError
 
-if TYPE_CHECKING:
-    from .tensor import Tensor
+Tensor: Any = None  # nn.tensor binds its class here: the two files are about each other
 
 next_seq = itertools.count(1).__next__
 
@@ -115,8 +114,6 @@ def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=No
 
 def _seed_gradients(outputs, grad_outputs):
     """Check the outputs and the gradients that come in from outside; ones for scalars by default."""
-    from .tensor import Tensor
-
     grad_outputs = [None] * len(outputs) if grad_outputs is None else grad_outputs
     grads = [grad_outputs] if isinstance(grad_outputs, Tensor) else list(grad_outputs)
     for i, (y, g) in enumerate(zip(outputs, grads, strict=True)):
@@ -195,8 +192,6 @@ def _collect(node, g, wanted, found) -> None:
 
 def _gradients(node: Node, g):
     """Apply the op's gradient rule to one record."""
-    from .tensor import Tensor
-
     op, saved = node.op, node.saved
     if saved is None:
         raise GradientError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from . import tensor as _tensor
 from .ops.conv import conv2d, conv2d_transpose
 from .ops.elementwise import (
     abs, add, cast, ceil, clip, cos, divide, elu, equal, erf, exp, expm1, floor, gelu, greater, greater_equal,
@@ -30,3 +33,5 @@ __all__ = [
     "reshape", "resize", "round", "rsqrt", "sigmoid", "sign", "silu", "sin", "softmax", "softplus", "split", "sqrt",
     "square", "squeeze", "stack", "std", "subtract", "sum", "swap_last", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
+
+_tensor._F = sys.modules[__name__]  # tensors' operators and methods call these

@@ -148,7 +148,7 @@ class Tensor:
     def astype(self, dtype) -> Tensor:
         """Converted to another dtype, as a recorded op."""
         dtype = as_dtype(dtype)
-        return self if dtype == self.dtype else _ops().cast(self, dtype=dtype.name)
+        return self if dtype == self.dtype else _F.cast(self, dtype=dtype.name)
 
     def detach(self) -> Tensor:
         """The same values without history."""
@@ -180,106 +180,99 @@ class Tensor:
         raise DTypeError(f"operand is a {type(other).__qualname__}, expected a tensor, a NumPy array or a number")
 
     def __add__(self, other):
-        return _ops().add(self, other if type(other) is Tensor else self._operand(other))
+        return _F.add(self, other if type(other) is Tensor else self._operand(other))
 
     def __radd__(self, other):
-        return _ops().add(self._operand(other), self)
+        return _F.add(self._operand(other), self)
 
     def __sub__(self, other):
-        return _ops().subtract(self, other if type(other) is Tensor else self._operand(other))
+        return _F.subtract(self, other if type(other) is Tensor else self._operand(other))
 
     def __rsub__(self, other):
-        return _ops().subtract(self._operand(other), self)
+        return _F.subtract(self._operand(other), self)
 
     def __mul__(self, other):
-        return _ops().multiply(self, other if type(other) is Tensor else self._operand(other))
+        return _F.multiply(self, other if type(other) is Tensor else self._operand(other))
 
     def __rmul__(self, other):
-        return _ops().multiply(self._operand(other), self)
+        return _F.multiply(self._operand(other), self)
 
     def __truediv__(self, other):
-        return _ops().divide(self, other if type(other) is Tensor else self._operand(other))
+        return _F.divide(self, other if type(other) is Tensor else self._operand(other))
 
     def __rtruediv__(self, other):
-        return _ops().divide(self._operand(other), self)
+        return _F.divide(self._operand(other), self)
 
     def __pow__(self, other):
         if isinstance(other, (int, float)) and other == 2:
-            return _ops().square(self)
-        return _ops().power(self, self._operand(other))
+            return _F.square(self)
+        return _F.power(self, self._operand(other))
 
     def __rpow__(self, other):
-        return _ops().power(self._operand(other), self)
+        return _F.power(self._operand(other), self)
 
     def __matmul__(self, other):
-        return _ops().matmul(self, self._operand(other))
+        return _F.matmul(self, self._operand(other))
 
     def __neg__(self):
-        return _ops().negative(self)
+        return _F.negative(self)
 
     def __abs__(self):
-        return _ops().abs(self)
+        return _F.abs(self)
 
     def __eq__(self, other):
-        return _ops().equal(self, self._operand(other))
+        return _F.equal(self, self._operand(other))
 
     def __ne__(self, other):
-        return _ops().not_equal(self, self._operand(other))
+        return _F.not_equal(self, self._operand(other))
 
     def __lt__(self, other):
-        return _ops().less(self, self._operand(other))
+        return _F.less(self, self._operand(other))
 
     def __le__(self, other):
-        return _ops().less_equal(self, self._operand(other))
+        return _F.less_equal(self, self._operand(other))
 
     def __gt__(self, other):
-        return _ops().greater(self, self._operand(other))
+        return _F.greater(self, self._operand(other))
 
     def __ge__(self, other):
-        return _ops().greater_equal(self, self._operand(other))
+        return _F.greater_equal(self, self._operand(other))
 
     def __getitem__(self, index):
-        return _ops().getitem(self, index)
+        return _F.getitem(self, index)
 
     # -- shape and reductions ----------------------------------------------------------------------------------------
     def reshape(self, *shape) -> Tensor:
-        return _ops().reshape(self, *shape)
+        return _F.reshape(self, *shape)
 
     def transpose(self, *axes) -> Tensor:
-        return _ops().transpose(self, *axes)
+        return _F.transpose(self, *axes)
 
     @property
     def T(self) -> Tensor:
-        return _ops().transpose(self)
+        return _F.transpose(self)
 
     def sum(self, axis=None, keepdims: bool = False) -> Tensor:
-        return _ops().sum(self, axis, keepdims)
+        return _F.sum(self, axis, keepdims)
 
     def mean(self, axis=None, keepdims: bool = False) -> Tensor:
-        return _ops().mean(self, axis, keepdims)
+        return _F.mean(self, axis, keepdims)
 
     def var(self, axis=None, keepdims: bool = False) -> Tensor:
-        return _ops().var(self, axis, keepdims)
+        return _F.var(self, axis, keepdims)
 
     def max(self, axis=None, keepdims: bool = False) -> Tensor:
-        return _ops().max(self, axis, keepdims)
+        return _F.max(self, axis, keepdims)
 
     def min(self, axis=None, keepdims: bool = False) -> Tensor:
-        return _ops().min(self, axis, keepdims)
+        return _F.min(self, axis, keepdims)
 
     def argmax(self, axis=None, keepdims: bool = False) -> Tensor:
-        return _ops().argmax(self, axis, keepdims)
+        return _F.argmax(self, axis, keepdims)
 
 
-_functional: Any = None
-
-
-def _ops():
-    """The functional namespace, bound late because ops are built on tensors."""
-    global _functional
-    if _functional is None:
-        from . import functional as _functional
-    return _functional
+autograd.Tensor = Tensor
+_F: Any = None  # the functional namespace, which binds itself here: ops are built on tensors
 
 
 def device_of(array) -> str:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ...errors import ConfigError, DTypeError
-from ..op import Op, Sample
+from ..op import BinaryOp, Op, Sample, UnaryOp
 from ..tensor import FLOATS, Tensor, as_dtype
 from .common import BOOL, broadcast, normal, raise_mixed, require_floats, require_shape, scalar, unbroadcast
 
@@ -70,9 +70,10 @@ def _binary_samples(positive=False, smooth=True):
 # -- unary -----------------------------------------------------------------------------------------------------------
 
 
-def _unary(name, vjp, doc, *, keeps_output=False, keeps_inputs=True, positive=False, integers=False):
-    return Op(
+def _unary(name, vjp, doc, *, ufunc=None, keeps_output=False, keeps_inputs=True, positive=False, integers=False):
+    return UnaryOp(
         name,
+        ufunc,
         infer=_unary_any if integers else _unary_floats(name),
         vjp=vjp,
         keeps_inputs=keeps_inputs,
@@ -88,33 +89,31 @@ def _flat(name, doc):
     return _unary(name, lambda g, out, x: (None,), doc, keeps_inputs=False)
 
 
-negative = _unary("negative", lambda g, out, x: (negative(g),), "-x", keeps_inputs=False, integers=True)
-abs = _unary("abs", lambda g, out, x: (multiply(g, sign(x)),), "Absolute value.", integers=True)  # noqa: A001
-exp = _unary("exp", lambda g, y, x: (multiply(g, y),), "e to the x.", keeps_output=True, keeps_inputs=False)
-log = _unary("log", lambda g, out, x: (divide(g, x),), "Natural logarithm.", positive=True)
+negative = _unary("negative", lambda g, out, x: (negative(g),), "-x", keeps_inputs=False, integers=True, ufunc=np.negative)
+abs = _unary("abs", lambda g, out, x: (multiply(g, sign(x)),), "Absolute value.", integers=True, ufunc=np.abs)  # noqa: A001
+exp = _unary("exp", lambda g, y, x: (multiply(g, y),), "e to the x.", keeps_output=True, keeps_inputs=False, ufunc=np.exp)
+log = _unary("log", lambda g, out, x: (divide(g, x),), "Natural logarithm.", positive=True, ufunc=np.log)
 sqrt = _unary(
-    "sqrt", lambda g, y, x: (divide(g, y + y),), "Square root.", keeps_output=True, keeps_inputs=False, positive=True
-)
+    "sqrt", lambda g, y, x: (divide(g, y + y),), "Square root.", keeps_output=True, keeps_inputs=False, positive=True, ufunc=np.sqrt)
 rsqrt = _unary(
     "rsqrt", lambda g, y, x: (multiply(g, y * y * y) * -0.5,), "1 / sqrt(x).",
     keeps_output=True, keeps_inputs=False, positive=True,
 )  # fmt: skip
-square = _unary("square", lambda g, out, x: (multiply(g, x + x),), "x * x", integers=True)
+square = _unary("square", lambda g, out, x: (multiply(g, x + x),), "x * x", integers=True, ufunc=np.square)
 reciprocal = _unary(
     "reciprocal", lambda g, y, x: (negative(multiply(g, y * y)),), "1 / x",
     keeps_output=True, keeps_inputs=False, positive=True,
 )  # fmt: skip
-sin = _unary("sin", lambda g, out, x: (multiply(g, cos(x)),), "Sine of x in radians.")
-cos = _unary("cos", lambda g, out, x: (negative(multiply(g, sin(x))),), "Cosine of x in radians.")
+sin = _unary("sin", lambda g, out, x: (multiply(g, cos(x)),), "Sine of x in radians.", ufunc=np.sin)
+cos = _unary("cos", lambda g, out, x: (negative(multiply(g, sin(x))),), "Cosine of x in radians.", ufunc=np.cos)
 erf = _unary(
     "erf", lambda g, out, x: (multiply(g, exp(negative(square(x)))) * (2 / math.sqrt(math.pi)),), "Error function."
 )
 tanh = _unary(
-    "tanh", lambda g, y, x: (multiply(g, 1.0 - square(y)),), "Hyperbolic tangent.", keeps_output=True, keeps_inputs=False
-)
-log1p = _unary("log1p", lambda g, out, x: (divide(g, x + 1.0),), "log(1 + x), exact near 0.", positive=True)
+    "tanh", lambda g, y, x: (multiply(g, 1.0 - square(y)),), "Hyperbolic tangent.", keeps_output=True, keeps_inputs=False, ufunc=np.tanh)
+log1p = _unary("log1p", lambda g, out, x: (divide(g, x + 1.0),), "log(1 + x), exact near 0.", positive=True, ufunc=np.log1p)
 expm1 = _unary("expm1", lambda g, y, x: (multiply(g, y + 1.0),), "exp(x) - 1, exact near 0.",
-               keeps_output=True, keeps_inputs=False)  # fmt: skip
+               keeps_output=True, keeps_inputs=False, ufunc=np.expm1)  # fmt: skip
 sign = _flat("sign", "-1, 0 or 1 by the sign of x; its gradient is zero.")
 floor = _flat("floor", "Largest integer not above x; its gradient is zero.")
 ceil = _flat("ceil", "Smallest integer not below x; its gradient is zero.")
@@ -300,17 +299,17 @@ def _pick_vjp(compare):
     return vjp
 
 
-add = Op("add", infer=_binary("add"), vjp=_add_vjp, keeps_inputs=False, cost=_cost, samples=_binary_samples(),
+add = BinaryOp("add", np.add, infer=_binary("add"), vjp=_add_vjp, keeps_inputs=False, cost=_cost, samples=_binary_samples(),
          doc="a + b, broadcast.")  # fmt: skip
-subtract = Op(
-    "subtract", infer=_binary("subtract", needs="iuf"),
+subtract = BinaryOp(
+    "subtract", np.subtract, infer=_binary("subtract", needs="iuf"),
     vjp=lambda g, out, a, b: (unbroadcast(g, a.shape), lambda: unbroadcast(negative(g), b.shape)),
     keeps_inputs=False, cost=_cost, samples=_binary_samples(), doc="a - b, broadcast.",
 )  # fmt: skip
-multiply = Op("multiply", infer=_binary("multiply"), vjp=_multiply_vjp, cost=_cost, samples=_binary_samples(),
+multiply = BinaryOp("multiply", np.multiply, infer=_binary("multiply"), vjp=_multiply_vjp, cost=_cost, samples=_binary_samples(),
               doc="a * b, broadcast.")  # fmt: skip
-divide = Op(
-    "divide", infer=_binary("divide", needs="f"),
+divide = BinaryOp(
+    "divide", np.divide, infer=_binary("divide", needs="f"),
     vjp=lambda g, y, a, b: (
         lambda: unbroadcast(divide(g, b), a.shape), lambda: unbroadcast(negative(g * y / b), b.shape)
     ),
@@ -318,9 +317,9 @@ divide = Op(
 )  # fmt: skip
 power = Op("power", infer=_binary("power", needs="iuf"), vjp=_power_vjp, keeps_output=True, cost=_cost,
            samples=_binary_samples(positive=True), doc="a to the b, broadcast; b is differentiated for a > 0.")  # fmt: skip
-maximum = Op("maximum", infer=_binary("maximum"), vjp=_pick_vjp(lambda a, b: greater(a, b)), cost=_cost,
+maximum = BinaryOp("maximum", np.maximum, infer=_binary("maximum"), vjp=_pick_vjp(lambda a, b: greater(a, b)), cost=_cost,
              samples=_binary_samples(), doc="Larger of a and b; NaN if either is.")  # fmt: skip
-minimum = Op("minimum", infer=_binary("minimum"), vjp=_pick_vjp(lambda a, b: less(a, b)), cost=_cost,
+minimum = BinaryOp("minimum", np.minimum, infer=_binary("minimum"), vjp=_pick_vjp(lambda a, b: less(a, b)), cost=_cost,
              samples=_binary_samples(), doc="Smaller of a and b; NaN if either is.")  # fmt: skip
 
 

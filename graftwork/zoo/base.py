@@ -1,0 +1,74 @@
+"""What all image models of the zoo share: preprocessing, a trunk, a top, and predictions from pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..nn import Module, Tensor, no_grad, tensor
+from ..nn import functional as F
+from . import images
+
+
+class ImageModel(Module):
+    """Base of the zoo's image networks.
+
+    A subclass sets `preprocessing` and defines `trunk(x)` -> feature map and `top(x)` -> logits. `input_shape` is
+    (height, width, channels) of what `preprocess` makes.
+    """
+
+    preprocessing = "tf"
+
+    def __init__(self, input_shape: tuple[int, int, int], include_top: bool, pooling: str | None):
+        super().__init__()
+        if len(input_shape) != 3 or min(input_shape) < 1:
+            raise ShapeError(f"input_shape={input_shape}; expected (height, width, channels)")
+        self.input_shape, self.include_top, self.pooling = tuple(input_shape), include_top, pooling
+
+    def trunk(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no trunk(); define the convolutional part there")
+
+    def top(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no top(); define the classifier there")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits with the top; without it the feature map, or one vector an image with `pooling`."""
+        self._check(x)
+        x = self.trunk(x)
+        return self.top(x) if self.include_top else pool(x, self.pooling)
+
+    def features(self, x: Tensor, pooling: str | None = "avg") -> Tensor:
+        """Deep features: the trunk's output, pooled to (batch, channels) unless `pooling` is None."""
+        self._check(x)
+        return pool(self.trunk(x), pooling)
+
+    def _check(self, x: Tensor) -> None:
+        channels = self.input_shape[2]
+        if x.ndim != 4 or x.shape[3] != channels:
+            raise ShapeError(
+                f"{type(self).__name__}: input has shape {x.shape}, expected (batch, height, width, {channels}); "
+                "model.preprocess(images) makes it"
+            )
+
+    def preprocess(self, pictures: Any) -> Tensor:
+        """Paths, Pillow images or uint8 arrays (one or many) as the input the weights were trained on."""
+        height, width, channels = self.input_shape
+        return self.normalise(images.to_batch(pictures, (height, width), channels))
+
+    def normalise(self, pixels: np.ndarray) -> Tensor:
+        """uint8 pixels (batch, height, width, channels) in the value range the weights were trained on."""
+        return tensor(images.normalise(pixels, self.preprocessing))
+
+    def predict(self, pictures: Any) -> np.ndarray:
+        """Class probabilities (images, classes) for pictures."""
+        with no_grad():
+            return F.softmax(self(self.preprocess(pictures))).numpy()
+
+
+def pool(x: Tensor, pooling: str | None) -> Tensor:
+    """A feature map as it is (None), or its "avg" or "max" over positions."""
+    if pooling is None:
+        return x
+    return F.global_avg_pool2d(x) if pooling == "avg" else F.global_max_pool2d(x)

@@ -1,0 +1,114 @@
+"""The table of models: names, how to build them, and what is known of their published weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, ModelError, ModelNotFound
+from ..nn import Module
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model. `weights` maps a published or embedded name to where the file is (a path inside the package, or a URL)."""
+
+    name: str
+    factory: Callable[..., Module]
+    summary: str = ""
+    weights: dict[str, str] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+_models: dict[str, ModelEntry] = {}
+
+
+def register(name: str, factory: Callable[..., Module], summary: str = "", weights: dict[str, str] | None = None,
+             **info: Any) -> None:  # fmt: skip
+    """Add a model: `factory(include_top, pooling, classes, input_shape)` returns a Module. ConfigError if the name is taken."""
+    if name in _models:
+        raise ConfigError(f"a model named {name!r} is registered already; choose another name")
+    _models[name] = ModelEntry(name, factory, summary, dict(weights or {}), info)
+
+
+def unregister(name: str) -> None:
+    """Take a model out again (plugins that are unloaded, tests)."""
+    _models.pop(name, None)
+
+
+def list_models() -> list[str]:
+    """Names of all models, plugins' included, in alphabetical order."""
+    _load_plugins()
+    return sorted(_models)
+
+
+def find(name: str) -> ModelEntry:
+    """The entry of a model. Raises ModelNotFound with close matches."""
+    if name not in _models:
+        _load_plugins()
+    if name not in _models:
+        close = difflib.get_close_matches(str(name), _models, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(_models))}"
+        raise ModelNotFound(f"no model named {name!r}; {hint} (`graftwork zoo list` shows all)")
+    return _models[name]
+
+
+def create(name: str, weights: str | Path | None = None, include_top: bool = True, pooling: str | None = None,
+           classes: int | None = None, input_shape: tuple[int, int, int] | None = None) -> Module:  # fmt: skip
+    """Build a model of the zoo.
+
+    weights: None (random), an embedded or published name ("glyphs", "imagenet"), or a path to an HDF5 file.
+    include_top: with the classifier (its output is logits) or only the trunk. pooling: without the top, None for the
+    feature map, "avg" or "max" for one vector an image. classes, input_shape: of the classifier and (height, width,
+    channels) of images; the model's own by default.
+    Raises ModelNotFound, ModelError for options that do not go together, WeightsError for a file that does not fit.
+    """
+    entry = find(name)
+    if pooling not in (None, "avg", "max"):
+        raise ModelError(f"pooling={pooling!r}; expected None, 'avg' or 'max'")
+    if classes is not None and classes < 1:
+        raise ModelError(f"classes={classes}; expected at least 1")
+    options = {"classes": classes, "input_shape": input_shape}
+    model = entry.factory(
+        include_top=include_top, pooling=pooling, **{k: v for k, v in options.items() if v is not None}
+    )
+    if weights is not None:
+        from .weights import load_weights
+
+        path = _weights_path(entry, weights)
+        skip = () if include_top else tuple(entry.info.get("top", ()))
+        load_weights(model, path, skip=skip)
+    return model.eval()
+
+
+def _weights_path(entry: ModelEntry, weights: str | Path) -> Path:
+    """The file for a weights name, or the path itself."""
+    if str(weights) in entry.weights:
+        source = entry.weights[str(weights)]
+        if "://" not in source:
+            return Path(__file__).parent / source
+        raise ModelError(
+            f"{entry.name}: {weights!r} weights are published at {source}; fetch that file and pass its path as weights="
+        )
+    if Path(weights).suffix or Path(weights).exists():
+        return Path(weights)
+    names = ", ".join(map(repr, entry.weights)) or "none"
+    raise ModelError(f"{entry.name}: no weights named {str(weights)!r}; named ones: {names}; or give a path to an HDF5 file")
+
+
+def _load_plugins() -> None:
+    """Models may come from plugins, which load at first need, through the function that `on_miss` left here."""
+    for load in _loaders:
+        load()
+
+
+_loaders: list[Callable[[], None]] = []
+
+
+def on_miss(load: Callable[[], None]) -> None:
+    """Call `load` before a name is given up as unknown. The plugins connect themselves here, as zoo must not import them."""
+    if load not in _loaders:
+        _loaders.append(load)
