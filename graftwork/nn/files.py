@@ -11,17 +11,25 @@ from pathlib import Path
 from ..errors import DataError
 
 
+def require_writable(path: str | Path) -> Path:
+    """The path, if a file can be written there; DataError otherwise. Ask before long work, not after it."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise DataError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"cannot write {path}: no permission for the folder {path.parent}; choose another")
+    return path
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed onto it at the end, removed if anything goes wrong.
 
     Raises DataError if the folder does not exist or cannot be written to.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise DataError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise DataError(f"cannot write {path}: it is a folder; name a file")
+    path = require_writable(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     except OSError as error:

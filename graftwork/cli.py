@@ -1,0 +1,114 @@
+"""The `graftwork` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import GraftworkError
+from .plugins import add_commands, list_plugins
+
+
+class _Group(click.Group):
+    """Graftwork's own errors become one sentence and exit status 1, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraftworkError as error:
+            click.echo(f"graftwork: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__, prog_name="graftwork")
+def main() -> None:
+    """Graftwork: pretrained networks, kernels and graphs, in the open."""
+
+
+@main.command()
+@click.option("-o", "--output", default="demo-report.html", show_default=True, help="The page to write.")
+@click.option("--draws", default=5, show_default=True, help="Random draws of the labelled digits.")
+def demo(output: str, draws: int) -> None:
+    """A pretrained network learns handwritten digits from five examples each; writes a page with the pictures."""
+    from .plugins.transfer.demo import run
+
+    run(output, draws)
+
+
+@main.group()
+def zoo() -> None:
+    """The networks that Graftwork knows."""
+
+
+@zoo.command("list")
+def zoo_list() -> None:
+    """All models, with their parameters' number and weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from . import zoo as models
+
+    table = Table("model", "parameters", "input", "weights", "")
+    for name in models.list_models():
+        entry = models.find(name)
+        model = entry.factory(include_top=True, pooling=None)
+        shape = "x".join(map(str, getattr(model, "input_shape", ())))
+        table.add_row(name, f"{model.count_parameters():,}", shape, ", ".join(entry.weights) or "-", entry.summary)
+    Console().print(table)
+
+
+@zoo.command("info")
+@click.argument("name")
+def zoo_info(name: str) -> None:
+    """What is known of a model, and its layers."""
+    from . import zoo as models
+
+    entry = models.find(name)
+    model = models.create(name)
+    click.echo(f"{name}: {entry.summary}")
+    for key, value in {"weights": entry.weights, **entry.info}.items():
+        click.echo(f"  {key}: {value}")
+    click.echo(f"  parameters: {model.count_parameters():,}\n{model}")
+
+
+@main.command()
+def plugins() -> None:
+    """Plugins that were found, their hooks, and what went wrong."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("plugin", "distribution", "version", "status", "hooks", "")
+    for p in list_plugins():
+        table.add_row(p.name, p.distribution, p.version, p.status, ", ".join(p.hooks), p.error or p.summary)
+    Console().print(table)
+
+
+@main.group()
+def kernels() -> None:
+    """The kernels behind the ops."""
+
+
+@kernels.command("list")
+@click.option("--op", default=None, help="Only this op.")
+@click.option("--device", default=None, help='Only this device ("cpu" or "cuda").')
+def kernels_list(op: str | None, device: str | None) -> None:
+    """Every op's kernels by device and variant, the preferred one first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .kernels import list as list_kernels
+
+    table = Table("op", "device", "variant", "dtypes")
+    for entry in list_kernels(op, device):
+        table.add_row(entry.op, entry.device, entry.variant, ", ".join(entry.dtypes or ("any",)))
+    Console().print(table)
+
+
+add_commands(main)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Transfer learning: deep features, a simple model on top, similar images, clusters, fine-tuning.
+
+The first plugin; it comes in through the same hooks as anyone's and is a reference for how to write one.
+"""
+
+from __future__ import annotations
+
+from ..hookspecs import hookimpl
+
+__all__ = ["FeatureExtractor", "ImageClassifier", "cluster", "fine_tune", "register_commands", "similar"]
+
+_HOME = {
+    "FeatureExtractor": "features", "ImageClassifier": "classifier", "similar": "neighbours", "cluster": "neighbours",
+    "fine_tune": "finetune",
+}  # fmt: skip
+
+
+def __getattr__(name: str):
+    """The plugin's parts load when first used: registering its commands costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+@hookimpl
+def register_commands(cli) -> None:
+    """Add the group `graftwork transfer`."""
+    from .commands import transfer
+
+    cli.add_command(transfer)
