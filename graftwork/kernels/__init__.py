@@ -4,6 +4,6 @@
 """
 
 from .registry import Entry, get, register, unregister
-from .registry import list_kernels as list  # noqa: A004 - `kernels.list()` is the public name
+from .registry import list_kernels as list
 
 __all__ = ["Entry", "get", "list", "register", "unregister"]

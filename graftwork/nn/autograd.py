@@ -49,7 +49,7 @@ def no_grad():
 class Leaf:
     """Where the gradient of a tensor that nobody computed collects."""
 
-    __slots__ = ("grad", "__weakref__")
+    __slots__ = ("__weakref__", "grad")
     seq = 0
 
     def __init__(self):
@@ -59,7 +59,7 @@ class Leaf:
 class Node:
     """One recorded op call: what its gradient rule needs, and where its gradients go."""
 
-    __slots__ = ("op", "attrs", "saved", "parents", "out", "seq", "grad_specs")
+    __slots__ = ("attrs", "grad_specs", "op", "out", "parents", "saved", "seq")
 
     def __init__(self, op, attrs, saved, parents, out, seq):
         self.op, self.attrs, self.saved = op, attrs, saved
@@ -69,7 +69,7 @@ class Node:
 class Slot:
     """Output number `index` of a Node with several outputs."""
 
-    __slots__ = ("node", "index")
+    __slots__ = ("index", "node")
 
     def __init__(self, node: Node, index: int):
         self.node, self.index = node, index

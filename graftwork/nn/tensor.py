@@ -26,7 +26,7 @@ class Tensor:
     grad: the gradient collected by `backward()`, for tensors made with `requires_grad=True`.
     """
 
-    __slots__ = ("data", "edge", "written", "__weakref__")
+    __slots__ = ("__weakref__", "data", "edge", "written")
     __array_priority__ = 1000  # so that numpy_array * tensor reaches our operator
 
     def __init__(self, data, edge=None):

@@ -32,39 +32,44 @@ class Trainer:
 
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
                  schedule: Schedule | None = None, checkpoint_path: str | Path | None = None, progress: bool = True,
-                 hooks: Any = None):  # fmt: skip
+                 plugins: Any = None):  # fmt: skip
         self.model, self.optimizer, self.loss, self.schedule = model, optimizer, loss, schedule
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
-        self.progress, self.history = progress, []
+        self.progress = progress
+        self.history: list[dict] = []
         self.epoch = self.step = 0
         self.stop = False  # a plugin may set it in step_end
-        self._hooks = hooks
+        self._plugins = plugins
 
     @property
-    def hooks(self):
-        """The plugins' hook caller; plugins load when the first trainer needs them."""
-        if self._hooks is None:
-            from ..plugins.manager import hook
+    def plugins(self):
+        """The plugin manager; plugins load when the first trainer needs them. It knows nothing of ours: no cycle arises."""
+        if self._plugins is None:
+            from ..plugins.manager import manager
 
-            self._hooks = hook()
-        return self._hooks
+            self._plugins = manager()
+            self._plugins.load()
+        return self._plugins
 
     def fit(self, loader: DataLoader, epochs: int, validation: Iterable | None = None) -> list[dict]:
         """Train until `epochs` epochs are complete, counted from the beginning of the run. Returns the history."""
         if epochs < 1:
             raise ConfigError(f"fit: epochs={epochs}, expected at least 1")
-        self.hooks.prepare_model(model=self.model, trainer=self)
-        self.hooks.fit_start(trainer=self)
-        with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
-            while self.epoch < epochs and not self.stop:
-                loader.epoch = self.epoch
-                record = self._epoch(loader, bar)
-                if validation is not None:
-                    record.update({f"validation_{k}": v for k, v in self.evaluate(validation).items()})
-                self.history.append(record)
-                if self.checkpoint_path is not None:
-                    self.save(self.checkpoint_path)
-        self.hooks.fit_end(trainer=self)
+        hook = self.plugins.hook
+        self.model = self.plugins.prepare_model(self.model, self)
+        hook.fit_start(trainer=self)
+        try:
+            with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
+                while self.epoch < epochs and not self.stop:
+                    loader.epoch = self.epoch
+                    record = self._epoch(loader, bar)
+                    if validation is not None:
+                        record.update({f"validation_{k}": v for k, v in self.evaluate(validation).items()})
+                    self.history.append(record)
+                    if self.checkpoint_path is not None:
+                        self.save(self.checkpoint_path)
+        finally:
+            hook.fit_end(trainer=self)
         return self.history
 
     def _epoch(self, loader, bar) -> dict:
@@ -88,12 +93,12 @@ class Trainer:
         prediction = self.model(x)
         loss = self.loss(prediction, target)
         loss.backward()
-        self.hooks.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
+        self.plugins.hook.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
         self.step += 1
-        self.hooks.step_end(trainer=self)
+        self.plugins.hook.step_end(trainer=self)
         return loss.item(), prediction
 
     def evaluate(self, batches: Iterable) -> dict[str, float]:

@@ -100,15 +100,7 @@ def _weights_path(entry: ModelEntry, weights: str | Path) -> Path:
 
 
 def _load_plugins() -> None:
-    """Models may come from plugins, which load at first need, through the function that `on_miss` left here."""
-    for load in _loaders:
-        load()
+    """Models may come from plugins, which load at first need. The manager knows nothing of ours, so no cycle arises."""
+    from ..plugins.manager import manager
 
-
-_loaders: list[Callable[[], None]] = []
-
-
-def on_miss(load: Callable[[], None]) -> None:
-    """Call `load` before a name is given up as unknown. The plugins connect themselves here, as zoo must not import them."""
-    if load not in _loaders:
-        _loaders.append(load)
+    manager().load()

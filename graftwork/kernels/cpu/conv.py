@@ -10,20 +10,4 @@ time: the columns stay in the cache and the scratch memory stays small however l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 
-import numpy as np
-from numba import njit, prange
-
-from ._conv_loops import (
-    col2im,
-    depthwise_lines,
-    depthwise_scatter_free_grad,
-    depthwise_weight_lines,
-    direct,
-    direct_input_grad,
-    direct_weight_grad,
-    im2col,
-)
-from ._epilogue import activation_code, add_bias_and_activate, bias_or_zeros
-from .matmul import blas_ready

@@ -16,13 +16,13 @@ from numba.np.numpy_support import as_dtype
 
 
 def constant(value, like):
-    """`value` in the floating type of `like`. Compiled code only: a bare literal would turn float32 into float64."""
+    """`value` in the floating type of `like`, a scalar or an array. Compiled code only: a bare literal would turn float32 into float64."""
     raise NotImplementedError("constant() exists in compiled code only")
 
 
 @overload(constant)
 def _constant(value, like):
-    kind = as_dtype(like).type
+    kind = as_dtype(getattr(like, "dtype", like)).type
     return lambda value, like: kind(value)
 
 

@@ -1,12 +1,31 @@
 """Layers and the tree they form."""
 
 from .layers import (
-    BatchNorm, Conv2d, ConvTranspose2d, DepthwiseConv2d, Embedding, LayerNorm, Linear, SeparableConv2d,
+    BatchNorm,
+    Conv2d,
+    ConvTranspose2d,
+    DepthwiseConv2d,
+    Embedding,
+    LayerNorm,
+    Linear,
+    SeparableConv2d,
 )  # fmt: skip
 from .module import Module, Parameter, Sequential
 from .simple import (
-    ELU, Activation, AvgPool2d, Dropout, Flatten, GlobalAvgPool2d, GlobalMaxPool2d, LeakyReLU, MaxPool2d, ReLU, ReLU6,
-    Softmax, Upsample2d, ZeroPad2d,
+    ELU,
+    Activation,
+    AvgPool2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    GlobalMaxPool2d,
+    LeakyReLU,
+    MaxPool2d,
+    ReLU,
+    ReLU6,
+    Softmax,
+    Upsample2d,
+    ZeroPad2d,
 )  # fmt: skip
 
 __all__ = [

@@ -27,7 +27,7 @@ class ImageClassifier:
     regression (scikit-learn's).
     """
 
-    def __init__(self, model: ImageModel, model_name: str, C: float | None = None, progress: bool = False):  # noqa: N803
+    def __init__(self, model: ImageModel, model_name: str, C: float | None = None, progress: bool = False):
         self.model, self.model_name, self.C, self.progress = model, model_name, C, progress
         self.classes: list[str] = []
         self.mean = self.scale = self.weight = self.bias = np.zeros(0)
@@ -104,7 +104,7 @@ class ImageClassifier:
         return classifier
 
 
-def logistic_regression(C: float):  # noqa: N803 - scikit-learn's name
+def logistic_regression(C: float):
     """Standard scaling and logistic regression as one scikit-learn pipeline."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
