@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import tensor as _tensor
+from . import tensor as _tensor_module
 from .ops.conv import conv2d, conv2d_transpose
 from .ops.elementwise import (
     abs,
@@ -77,4 +77,4 @@ __all__ = [
     "square", "squeeze", "stack", "std", "subtract", "sum", "swap_last", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
 
-_tensor._F = sys.modules[__name__]  # tensors' operators and methods call these
+_tensor_module._F = sys.modules[__name__]  # tensors' operators and methods call these

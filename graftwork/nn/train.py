@@ -132,7 +132,9 @@ class Trainer:
         """
         if path is None and (self.checkpoint_path is None or not self.checkpoint_path.exists()):
             return False
-        arrays, info = checkpoint.load(path or self.checkpoint_path)
+        source = path or self.checkpoint_path
+        assert source is not None  # the line above returned otherwise
+        arrays, info = checkpoint.load(source)
         if not {"model", "optimizer"} <= set(arrays) or (info.get("schedule") is None) != (self.schedule is None):
             raise CheckpointError("this checkpoint lacks parts of the run, or was made with another schedule")
         before = self.optimizer.state_dict()

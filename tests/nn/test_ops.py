@@ -1,4 +1,4 @@
-"""Every op of the table by its own samples: kernels against the NumPy reference, gradients against finite differences."""
+"""Every op of the table by its samples: kernels against the reference, gradients against finite differences."""
 
 from __future__ import annotations
 

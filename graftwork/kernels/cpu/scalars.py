@@ -35,12 +35,12 @@ _LOWEST, _HIGHEST = np.float32(-104), np.float32(89)  # outside, e^x is 0 or inf
 _LOG2_E, _HALF, _ONE, _TWO = np.float32(math.log2(math.e)), np.float32(0.5), np.float32(1), np.float32(2)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
 _EXP = tuple(np.float32(c) for c in (0.5, 0.16666667, 0.041666463, 0.0083332984, 0.0013933884, 0.00019899587))
-_BIAS, _MANTISSA = np.int32(127), np.int32(23)
+_BIAS, _MANTISSA = 127, 23  # of float32's exponent, and the bits below it
 
 
 @register_jitable
 def _power_of_two(n):
-    return ((n + _BIAS) << _MANTISSA).view(np.float32)
+    return np.int32((n + _BIAS) << _MANTISSA).view(np.float32)  # the bits of the exponent field
 
 
 @register_jitable
@@ -57,8 +57,8 @@ def _reduced_exp(x):
 @register_jitable
 def _exp32(x):
     n, y = _reduced_exp(x)
-    half = np.int32(n >> np.int32(1))  # two factors, because 2^n alone leaves float32 before e^x does
-    scaled = (y + _ONE) * _power_of_two(half) * _power_of_two(np.int32(n - half))
+    half = n >> 1  # two factors, because 2^n alone leaves float32 before e^x does
+    scaled = (y + _ONE) * _power_of_two(half) * _power_of_two(n - half)
     return x if x != x else scaled
 
 

@@ -18,7 +18,8 @@ def _flat(*arrays: np.ndarray) -> bool:
 
 @njit(parallel=True, cache=True, nogil=True)
 def _sgd(param, grad, buf, lr, momentum, nesterov, weight_decay, kept):
-    rate, decay, mu, share = constant(lr, param), constant(weight_decay, param), constant(momentum, param), constant(kept, param)
+    rate, decay = constant(lr, param), constant(weight_decay, param)
+    mu, share = constant(momentum, param), constant(kept, param)
     for i in prange(param.size):
         step = grad[i] + decay * param[i]
         if momentum != 0.0:
@@ -52,7 +53,7 @@ def sgd_update(
     weight_decay: float,
     dampening: float,
 ) -> None:
-    """One step of SGD as PyTorch defines it (Sutskever et al., 2013). Writes param, and buf when momentum is not zero."""
+    """One step of SGD as PyTorch defines it (Sutskever et al., 2013). Writes param, and buf with momentum."""
     if param.size >= PARALLEL_FROM and _flat(param, grad, buf):
         flat = (a.reshape(-1) for a in (param, grad, buf))
         _sgd(*flat, float(lr), float(momentum), bool(nesterov), float(weight_decay), 1.0 - dampening)
@@ -80,9 +81,9 @@ def adam_update(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019). Writes param, m, v.
+    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019).
 
-    `step` counts from one and has already been incremented.
+    Writes param, m and v. `step` counts from one and has already been incremented.
     """
     t, lr = float(step), float(lr)
     rate, root = lr / (1 - beta1**t), (1 - beta2**t) ** 0.5

@@ -17,7 +17,7 @@ def sgd_update(
     weight_decay: float,
     dampening: float,
 ) -> None:
-    """One step of SGD as PyTorch defines it (Sutskever et al., 2013). Writes param, and buf when momentum is not zero."""
+    """One step of SGD as PyTorch defines it (Sutskever et al., 2013). Writes param, and buf with momentum."""
     step = grad + weight_decay * param
     if momentum:
         buf[...] = momentum * buf + (1 - dampening) * step
@@ -40,9 +40,9 @@ def adam_update(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019). Writes param, m, v.
+    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019).
 
-    `step` counts from one and has already been incremented.
+    Writes param, m and v. `step` counts from one and has already been incremented.
     """
     t, rate = float(step), float(lr)
     if decoupled:

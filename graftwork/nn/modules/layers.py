@@ -118,6 +118,9 @@ class BatchNorm(Module):
     gamma, beta: parameters, absent with scale=False or center=False. moving_mean, moving_variance: buffers.
     """
 
+    moving_mean: Tensor
+    moving_variance: Tensor
+
     def __init__(self, channels: int, momentum: float = 0.99, epsilon: float = 1e-3, scale: bool = True,
                  center: bool = True):  # fmt: skip
         super().__init__()

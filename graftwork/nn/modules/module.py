@@ -60,6 +60,9 @@ class Module:
         self._modules[name] = module
         object.__setattr__(self, name, module)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward(); define it to say what the module computes")
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError, WeightsError
+from ...nn import Module
 from ...nn.checkpoint import load as load_arrays
 from ...nn.checkpoint import save as save_arrays
 from ...zoo import create
-from ...zoo.base import ImageModel
 from .features import FeatureExtractor
 
 CANDIDATES = (0.003, 0.01, 0.03, 0.1, 0.3)  # inverse regularisation strengths tried by cross-validation
@@ -27,7 +27,7 @@ class ImageClassifier:
     regression (scikit-learn's).
     """
 
-    def __init__(self, model: ImageModel, model_name: str, C: float | None = None, progress: bool = False):
+    def __init__(self, model: Module, model_name: str, C: float | None = None, progress: bool = False):
         self.model, self.model_name, self.C, self.progress = model, model_name, C, progress
         self.classes: list[str] = []
         self.mean = self.scale = self.weight = self.bias = np.zeros(0)
@@ -36,24 +36,24 @@ class ImageClassifier:
     def extractor(self) -> FeatureExtractor:
         return FeatureExtractor(self.model, progress=self.progress)
 
-    def fit(self, pictures: Sequence[Any], labels: Sequence[int], classes: Sequence[str] | None = None) -> ImageClassifier:
+    def fit(self, pictures: Sequence[Any], labels: Any, classes: Sequence[str] | None = None) -> ImageClassifier:
         """Learn from images and class numbers. classes: the classes' names. Raises DataError for less than two classes."""
         return self.fit_features(self.extractor.transform(pictures), labels, classes)
 
-    def fit_features(self, features: np.ndarray, labels: Sequence[int], classes: Sequence[str] | None = None):
+    def fit_features(self, features: np.ndarray, labels: Any, classes: Sequence[str] | None = None):
         """The same from features that were extracted before."""
-        labels = np.asarray(labels)
-        found, counts = np.unique(labels, return_counts=True)
-        if len(found) < 2 or len(labels) != len(features):
+        targets = np.asarray(labels)
+        found, counts = np.unique(targets, return_counts=True)
+        if len(found) < 2 or len(targets) != len(features):
             raise DataError(
-                f"{len(features)} images with {len(labels)} labels of {len(found)} classes; expected as many labels as "
+                f"{len(features)} images with {len(targets)} labels of {len(found)} classes; expected as many labels as "
                 "images and at least two classes"
             )
         self.classes = [str(c) for c in (classes if classes is not None else found)]
         if len(self.classes) != len(found) or found[0] != 0 or found[-1] != len(found) - 1:
             raise DataError(f"labels {found.tolist()} for {len(self.classes)} class names; expected numbers 0 to n - 1, all used")
-        best = self.C if self.C is not None else choose_strength(features, labels, int(counts.min()))
-        pipeline = logistic_regression(best).fit(features, labels)
+        best = self.C if self.C is not None else choose_strength(features, targets, int(counts.min()))
+        pipeline = logistic_regression(best).fit(features, targets)
         scaler, regression = pipeline[0], pipeline[1]
         self.C, self.mean, self.scale = best, scaler.mean_, scaler.scale_
         self.weight, self.bias = regression.coef_, regression.intercept_
@@ -76,7 +76,7 @@ class ImageClassifier:
         """Class numbers."""
         return self.predict_proba(pictures).argmax(axis=1)
 
-    def score(self, pictures: Sequence[Any], labels: Sequence[int]) -> float:
+    def score(self, pictures: Sequence[Any], labels: Any) -> float:
         """Share of images whose class is predicted right."""
         return float((self.predict(pictures) == np.asarray(labels)).mean())
 

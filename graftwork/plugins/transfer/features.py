@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...nn import no_grad
+from ...nn import Module, no_grad
 from ...zoo import images
-from ...zoo.base import ImageModel
 
 BATCH = 32
 
@@ -25,7 +24,7 @@ class FeatureExtractor:
     progress: a bar on the terminal.
     """
 
-    def __init__(self, model: ImageModel, pooling: str = "avg", batch_size: int = BATCH, progress: bool = False):
+    def __init__(self, model: Module, pooling: str = "avg", batch_size: int = BATCH, progress: bool = False):
         self.model, self.pooling, self.batch_size, self.progress = model, pooling, batch_size, progress
 
     def fit(self, pictures: Any = None, labels: Any = None) -> FeatureExtractor:

@@ -44,7 +44,8 @@ def fine_tune(trunk: ImageModel, images: np.ndarray, labels: np.ndarray, classes
     schedule = OneCycleLR(optimizer, total_steps=len(loader) * epochs)
     loss = lambda logits, target: F.cross_entropy(logits, target, label_smoothing)  # noqa: E731 - a fixed option
     Trainer(model, optimizer, loss, schedule, progress=False).fit(loader, epochs)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _freeze_statistics(trunk: Module) -> None:
