@@ -64,6 +64,7 @@ class Node:
     def __init__(self, op, attrs, saved, parents, out, seq):
         self.op, self.attrs, self.saved = op, attrs, saved
         self.parents, self.out, self.seq = parents, out, seq
+        self.grad_specs: list = []  # shapes and dtypes of the outputs, where there are several
 
 
 class Slot:

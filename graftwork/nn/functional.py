@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from . import tensor as _tensor_module
 from .ops.conv import conv2d, conv2d_transpose
 from .ops.elementwise import (
     abs,
@@ -64,6 +63,7 @@ from .ops.reduce import argmax, argmin, cumsum, max, mean, min, prod, std, sum, 
 from .ops.resize import resize
 from .ops.shape import broadcast_to, expand_dims, flatten, getitem, identity, reshape, squeeze, swap_last, transpose
 from .ops.softmax import accuracy, cross_entropy, l1_loss, log_softmax, mse_loss, softmax
+from .tensor import bind_operators
 
 __all__ = [
     "abs", "accuracy", "add", "argmax", "argmin", "avg_pool2d", "batch_norm", "broadcast_to", "cast", "ceil", "clip",
@@ -77,4 +77,4 @@ __all__ = [
     "square", "squeeze", "stack", "std", "subtract", "sum", "swap_last", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
 
-_tensor_module._F = sys.modules[__name__]  # tensors' operators and methods call these
+bind_operators(sys.modules[__name__])  # tensors' operators and methods call these

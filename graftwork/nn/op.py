@@ -175,7 +175,7 @@ class UnaryOp(Op):
         super().__init__(name, **declaration)
         self.ufunc = ufunc
 
-    def __call__(self, a: Tensor, **attrs: Any):
+    def __call__(self, a: Tensor, **attrs: Any):  # type: ignore[override]
         x = a.data
         if self.ufunc is None or type(x) is not np.ndarray or x.dtype is not _FLOAT32 or x.size > SMALL or not x.shape:
             return Op.__call__(self, a, **attrs)
@@ -188,7 +188,7 @@ class UnaryOp(Op):
 class BinaryOp(UnaryOp):
     """The same for two inputs, where neither needs a conversion."""
 
-    def __call__(self, a: Tensor, b: Tensor):
+    def __call__(self, a: Tensor, b: Tensor):  # type: ignore[override]
         try:
             x, y = a.data, b.data
             if x.dtype is not _FLOAT32 or y.dtype is not _FLOAT32 or x.size > SMALL or y.size > SMALL:

@@ -249,7 +249,7 @@ class Tensor:
         return _F.transpose(self, *axes)
 
     @property
-    def T(self) -> Tensor:
+    def T(self) -> Tensor:  # noqa: N802 - as everywhere
         return _F.transpose(self)
 
     def sum(self, axis=None, keepdims: bool = False) -> Tensor:
@@ -272,7 +272,13 @@ class Tensor:
 
 
 autograd.Tensor = Tensor
-_F: Any = None  # the functional namespace, which binds itself here: ops are built on tensors
+_F: Any = None
+
+
+def bind_operators(functional: Any) -> None:
+    """Tell tensors where their operators are: `nn.functional` calls this, because ops are built on tensors."""
+    global _F
+    _F = functional
 
 
 def device_of(array) -> str:

@@ -1,3 +1,16 @@
-"""Numba kernels for the CPU."""
+"""Numba kernels for the CPU. The first variant of each op is the one that is used unless another is asked for."""
 
-KERNELS: dict[str, dict[str, str]] = {}
+from ..reference import FAMILIES
+
+_CONV_VARIANTS = {
+    "conv2d": ("pointwise", "im2col", "depthwise", "direct"),
+    "conv2d_input_grad": ("pointwise", "flipped", "im2col", "depthwise", "direct"),
+    "conv2d_weight_grad": ("pointwise", "im2col", "depthwise", "direct"),
+}
+
+KERNELS = {op: {"auto": f"{family}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()}
+for _op, _variants in _CONV_VARIANTS.items():
+    KERNELS[_op] |= {variant: f"conv:{_op}_{variant}" for variant in _variants}
+
+_FLOATS = ("float32", "float64")
+DTYPES = {family: _FLOATS for family in ("conv", "pool", "resize", "norm", "softmax", "update", "random")}

@@ -76,10 +76,10 @@ def pad(x: np.ndarray, *, out: np.ndarray, widths: tuple, value: float, mode: st
         lead = (slice(None),) * axis
         end = inside.shape[axis] - after
         if before:
-            inside[lead + (slice(0, before),)] = value
+            inside[*lead, slice(0, before)] = value
         if after:
-            inside[lead + (slice(end, None),)] = value
-        inside = inside[lead + (slice(before, end),)]
+            inside[*lead, slice(end, None)] = value
+        inside = inside[(*lead, slice(before, end))]
     inside[...] = x
 
 

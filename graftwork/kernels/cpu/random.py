@@ -1,7 +1,7 @@
 """Dropout from a counter-based generator: the bits of the reference, computed in parallel.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): block number `counter` under key `seed`
-gives four 32-bit words, and words 4i .. 4i+3 decide elements 4i .. 4i+3 in row-major order.
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): block number `counter` under key
+`seed` gives four 32-bit words, and words 4i .. 4i+3 decide elements 4i .. 4i+3 in row-major order.
 """
 
 from __future__ import annotations

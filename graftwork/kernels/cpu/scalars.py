@@ -1,8 +1,8 @@
 """Scalar functions that Numba inlines into the loops of this package.
 
-`exp`, `tanh` and `erf` have float32 forms without branches or library calls, which LLVM turns into SIMD code; float64 calls
-the C library. Polynomials: fitted at Chebyshev nodes to the exact functions; errors are below 3e-7 relative (two or three
-units in the last place).
+`exp`, `tanh` and `erf` have float32 forms without branches or library calls, which LLVM turns into SIMD code; float64
+calls the C library. The polynomials are fitted at Chebyshev nodes to the exact functions; relative errors are below 3e-7
+(two or three units in the last place).
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from numba.np.numpy_support import as_dtype
 
 
 def constant(value, like):
-    """`value` in the floating type of `like`, a scalar or an array. Compiled code only: a bare literal would turn float32 into float64."""
+    """`value` in the floating type of `like`, a scalar or an array. Compiled code only.
+
+    A bare literal would turn float32 arithmetic into float64.
+    """
     raise NotImplementedError("constant() exists in compiled code only")
 
 
@@ -125,7 +128,7 @@ def erf(x):
 # erf(x) = x P(x^2) for |x| <= 1, and 1 - e^-Q(|x|) beyond, where Q(t) = -log erfc(t).
 _ERF = tuple(
     np.float32(c)
-    for c in (1.1283791, -0.37612626, 0.1128359735, -0.02685432881, 0.005189312156, -0.0008018855006, 7.8824974e-05)
+    for c in (1.1283791, -0.37612626, 0.11283597, -0.026854329, 0.0051893122, -0.00080188555, 7.8824974e-05)
 )
 _LOG_ERFC = tuple(
     np.float32(c)

@@ -1,6 +1,6 @@
 """The oracle: every op in plain NumPy, as plainly as possible. Never chosen unless asked for by name."""
 
-_FAMILIES = {
+FAMILIES = {
     "elementwise": "negative abs exp log sqrt rsqrt square reciprocal sin cos erf tanh sigmoid relu relu6 silu hard_swish "
     "hard_sigmoid softplus log1p expm1 sign floor ceil round logical_not leaky_relu elu gelu clip cast add subtract "
     "multiply divide power maximum minimum equal not_equal less less_equal greater greater_equal logical_and logical_or "
@@ -16,4 +16,4 @@ _FAMILIES = {
     "pool": "max_pool2d max_pool2d_grad max_pool2d_take avg_pool2d avg_pool2d_grad",
     "resize": "resize resize_grad",
 }
-KERNELS = {op: {"reference": f"{family}:{op}"} for family, ops in _FAMILIES.items() for op in ops.split()}
+KERNELS = {op: {"reference": f"{family}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()}

@@ -11,15 +11,7 @@ import math
 from ...errors import ShapeError
 from ..op import Op, Sample
 from ..tensor import Tensor
-from .common import (
-    normal,
-    normal_padding,
-    pair,
-    require_floats,
-    require_nhwc,
-    require_shape,
-    window_output,
-)  # fmt: skip
+from .common import normal, normal_padding, pair, require_floats, require_nhwc, require_shape, window_output  # fmt: skip
 from .matmul import ACTIVATIONS, check_activation
 from .reduce import sum as reduce_sum
 

@@ -90,7 +90,7 @@ def _flat(name, doc):
 
 
 negative = _unary("negative", lambda g, out, x: (negative(g),), "-x", keeps_inputs=False, integers=True, ufunc=np.negative)
-abs = _unary("abs", lambda g, out, x: (multiply(g, sign(x)),), "Absolute value.", integers=True, ufunc=np.abs)  # noqa: A001
+abs = _unary("abs", lambda g, out, x: (multiply(g, sign(x)),), "Absolute value.", integers=True, ufunc=np.abs)
 exp = _unary("exp", lambda g, y, x: (multiply(g, y),), "e to the x.", keeps_output=True, keeps_inputs=False, ufunc=np.exp)
 log = _unary("log", lambda g, out, x: (divide(g, x),), "Natural logarithm.", positive=True, ufunc=np.log)
 sqrt = _unary(
@@ -117,7 +117,7 @@ expm1 = _unary("expm1", lambda g, y, x: (multiply(g, y + 1.0),), "exp(x) - 1, ex
 sign = _flat("sign", "-1, 0 or 1 by the sign of x; its gradient is zero.")
 floor = _flat("floor", "Largest integer not above x; its gradient is zero.")
 ceil = _flat("ceil", "Smallest integer not below x; its gradient is zero.")
-round = _flat("round", "Nearest integer, halves to even; its gradient is zero.")  # noqa: A001
+round = _flat("round", "Nearest integer, halves to even; its gradient is zero.")
 
 sigmoid = _unary(
     "sigmoid", lambda g, y, x: (multiply(g, y * (1.0 - y)),), "1 / (1 + exp(-x)), without overflow.",

@@ -115,7 +115,7 @@ def _call(op: Op, x: Tensor, axis, keepdims) -> Tensor:
     return op(x, axis=normal_axes(op.name, axis, x.ndim), keepdims=bool(keepdims))
 
 
-def sum(x: Tensor, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def sum(x: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """Sum over `axis` (an int, several, or None for all)."""
     return _call(SUM, x, axis, keepdims)
 
@@ -125,12 +125,12 @@ def mean(x: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     return _call(MEAN, x, axis, keepdims)
 
 
-def max(x: Tensor, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def max(x: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """Largest value over `axis`; equal ones share the gradient. Raises ShapeError where there are no values."""
     return _call(MAX, x, axis, keepdims)
 
 
-def min(x: Tensor, axis=None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def min(x: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """Smallest value over `axis`; equal ones share the gradient. Raises ShapeError where there are no values."""
     return _call(MIN, x, axis, keepdims)
 

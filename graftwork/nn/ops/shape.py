@@ -168,8 +168,8 @@ def getitem(x: Tensor, index) -> Tensor:
     basic = [p for p in parts if p is not None]
     for axis, p in enumerate(basic):
         _check_index(x, axis, p)
-    basic = tuple(p if isinstance(p, slice) else int(p) for p in basic)
-    result = x if all(p == slice(None) for p in basic) else SLICE(x, index=basic)
+    normal_index = tuple(p if isinstance(p, slice) else int(p) for p in basic)
+    result = x if all(p == slice(None) for p in basic) else SLICE(x, index=normal_index)
     return _insert_new_axes(result, parts)
 
 
