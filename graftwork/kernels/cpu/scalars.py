@@ -14,6 +14,8 @@ from numba import njit, types
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
+_inline = register_jitable(fastmath={"contract"})  # a * b + c in one rounding; NaN and infinity are kept
+
 
 def constant(value, like):
     """`value` in the floating type of `like`, a scalar or an array. Compiled code only.
@@ -41,12 +43,12 @@ _EXP = tuple(np.float32(c) for c in (0.5, 0.16666667, 0.041666463, 0.0083332984,
 _BIAS, _MANTISSA = 127, 23  # of float32's exponent, and the bits below it
 
 
-@register_jitable
+@_inline
 def _power_of_two(n):
     return np.int32((n + _BIAS) << _MANTISSA).view(np.float32)  # the bits of the exponent field
 
 
-@register_jitable
+@_inline
 def _reduced_exp(x):
     """(n, e^r - 1) with x = n ln 2 + r and |r| <= ln 2 / 2 (Cody and Waite's two-part ln 2)."""
     t = _LOWEST if x < _LOWEST else x
@@ -57,7 +59,7 @@ def _reduced_exp(x):
     return np.int32(n), p * r * r + r
 
 
-@register_jitable
+@_inline
 def _exp32(x):
     n, y = _reduced_exp(x)
     half = n >> 1  # two factors, because 2^n alone leaves float32 before e^x does
@@ -80,7 +82,7 @@ def expm1_negative(x):
 _ALL_GONE = np.float32(-20)  # e^-20 is lost next to 1 in float32
 
 
-@register_jitable
+@_inline
 def _expm1_negative32(x):
     n, y = _reduced_exp(_ALL_GONE if x < _ALL_GONE else x)
     power = _power_of_two(n)
@@ -103,7 +105,7 @@ _TANH = tuple(np.float32(c) for c in (1.0, -0.33333263, 0.1333115, -0.05372268, 
 _TANH_NEAR = np.float32(0.625)
 
 
-@register_jitable
+@_inline
 def _tanh32(x):
     u = x * x
     near = x * (((((_TANH[5] * u + _TANH[4]) * u + _TANH[3]) * u + _TANH[2]) * u + _TANH[1]) * u + _TANH[0])
@@ -140,7 +142,7 @@ _LOG_ERFC = tuple(
 _ERF_ONE = np.float32(4)  # erf(4) rounds to 1 in float32
 
 
-@register_jitable
+@_inline
 def _erf32(x):
     u = x * x
     near = _ERF[6]
@@ -194,94 +196,94 @@ def row_sum(row):
 # -- functions of one element ----------------------------------------------------------------------------------------
 
 
-@register_jitable
+@_inline
 def square(x):
     return x * x
 
 
-@register_jitable
+@_inline
 def sqrt(x):
     return np.sqrt(x)
 
 
-@register_jitable
+@_inline
 def rsqrt(x):
     return constant(1.0, x) / np.sqrt(x)
 
 
-@register_jitable
+@_inline
 def plain_exp(x):
     return exp(x)
 
 
-@register_jitable
+@_inline
 def plain_tanh(x):
     return tanh(x)
 
 
-@register_jitable
+@_inline
 def plain_erf(x):
     return erf(x)
 
 
-@register_jitable
+@_inline
 def sigmoid(x):
     one, e = constant(1.0, x), exp(-abs(x))  # e <= 1: nothing overflows
     return (one if x >= 0 else e) / (one + e)
 
 
-@register_jitable
+@_inline
 def silu(x):
     return x * sigmoid(x)
 
 
-@register_jitable
+@_inline
 def softplus(x):
     zero = constant(0.0, x)
     return (x if x > zero else zero) + np.log1p(exp(-abs(x)))
 
 
-@register_jitable
+@_inline
 def relu(x):
     zero = constant(0.0, x)
     return zero if x < zero else x
 
 
-@register_jitable
+@_inline
 def relu6(x):
     zero, six = constant(0.0, x), constant(6.0, x)
     return zero if x < zero else (six if x > six else x)
 
 
-@register_jitable
+@_inline
 def hard_sigmoid(x):
     return relu6(x + constant(3.0, x)) / constant(6.0, x)
 
 
-@register_jitable
+@_inline
 def hard_swish(x):
     return x * hard_sigmoid(x)
 
 
-@register_jitable
+@_inline
 def gelu(x):
     half = constant(0.5, x)
     return half * x * (constant(1.0, x) + erf(x * constant(0.7071067811865476, x)))
 
 
-@register_jitable
+@_inline
 def gelu_tanh(x):
     half, one = constant(0.5, x), constant(1.0, x)
     inner = constant(0.7978845608028654, x) * (x + constant(0.044715, x) * x * x * x)
     return half * x * (one + tanh(inner))
 
 
-@register_jitable
+@_inline
 def leaky_relu(x, alpha):
     return x if x > 0 else alpha * x
 
 
-@register_jitable
+@_inline
 def elu(x, alpha):
     zero = constant(0.0, x)
     return x if x > zero else alpha * expm1_negative(x)
@@ -290,48 +292,48 @@ def elu(x, alpha):
 # -- functions of two elements ---------------------------------------------------------------------------------------
 
 
-@register_jitable
+@_inline
 def add(a, b):
     return a + b
 
 
-@register_jitable
+@_inline
 def subtract(a, b):
     return a - b
 
 
-@register_jitable
+@_inline
 def multiply(a, b):
     return a * b
 
 
-@register_jitable
+@_inline
 def divide(a, b):
     return a / b
 
 
-@register_jitable
+@_inline
 def maximum(a, b):
     return a if (a > b or a != a) else b
 
 
-@register_jitable
+@_inline
 def minimum(a, b):
     return a if (a < b or a != a) else b
 
 
-@register_jitable
+@_inline
 def relu_grad(g, y):
     zero = constant(0.0, g)
     return zero if y <= 0 else g
 
 
-@register_jitable
+@_inline
 def relu6_grad(g, y):
     zero = constant(0.0, g)
     return zero if (y <= 0 or y >= 6) else g
 
 
-@register_jitable
+@_inline
 def leaky_relu_grad(g, y, alpha):
     return g if y > 0 else alpha * g

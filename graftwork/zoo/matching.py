@@ -1,0 +1,168 @@
+"""Pairing the tensors a model expects with those a file holds, and saying clearly what does not pair.
+
+Layers pair by name. Within a layer tensors pair by the last part of their names ("kernel", "gamma", ...), which Keras's
+versions spell in several ways, or by position where a file's names say nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..nn import DepthwiseConv2d, Embedding, Module, SeparableConv2d, Tensor
+
+SHOWN = 40  # rows of a listing; a wrong file would otherwise fill the screen
+Shape = tuple[int, ...]
+
+# Keras's names for our attributes, where they are not simply "kernel" for the weight.
+_FILE_NAMES: dict[type[Module], dict[str, str]] = {
+    DepthwiseConv2d: {"weight": "depthwise_kernel"},
+    SeparableConv2d: {"depthwise_weight": "depthwise_kernel", "weight": "pointwise_kernel"},
+    Embedding: {"weight": "embeddings"},
+}
+
+_KNOWN = re.compile(
+    r"(?:^|_)(depthwise_kernel|pointwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance|running_mean|running_std|"
+    r"embeddings|W|b)(?:_\d+)?$"
+)
+_SYNONYMS = {  # Keras 1 says W, b and running_std (which is a variance); a depthwise kernel is "kernel" in Keras 3
+    "W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance", "embeddings": "kernel",
+    "depthwise_kernel": "kernel",
+}  # fmt: skip
+
+
+# -- a module's own tensors as files name and shape them ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of a module: its name and shape in files, and the tensor itself."""
+
+    name: str
+    shape: Shape
+    tensor: Tensor
+
+
+def own_slots(module: Module) -> list[Slot]:
+    """A module's own tensors in Keras's order (parameters, then buffers), with Keras's names and shapes.
+
+    All layouts agree but one: Keras keeps a depthwise kernel as (height, width, channels, multiplier), we as
+    (height, width, 1, channels * multiplier). The values stand in the same order, so a reshape converts them; transposed
+    convolutions are (height, width, out, in) in both.
+    """
+    names = next((n for kind, n in _FILE_NAMES.items() if isinstance(module, kind)), None)
+    standard = type(module).__module__.startswith(Module.__module__.rpartition(".")[0])
+    slots = []
+    for own, value in [*module._parameters.items(), *module._buffers.items()]:
+        name = (names or ({"weight": "kernel"} if standard else {})).get(own, own)
+        slots.append(Slot(name, _file_shape(module, name, value.shape), value))
+    return slots
+
+
+def _file_shape(module: Module, name: str, shape: Shape) -> Shape:
+    if name != "depthwise_kernel":
+        return tuple(shape)
+    if isinstance(module, DepthwiseConv2d):
+        channels = module.groups
+    elif isinstance(module, SeparableConv2d):
+        channels = module.channels
+    else:
+        return tuple(shape)
+    return (*shape[:2], channels, shape[3] // channels)
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor that does not pair: its name, and the shapes on both sides (None where there is none)."""
+
+    kind: str
+    name: str
+    expected: Shape | None = None
+    found: Shape | None = None
+
+
+@dataclass
+class Comparison:
+    """matched: (layer, position among the layer's expected tensors, values). rows: all that does not pair."""
+
+    matched: list[tuple[str, int, np.ndarray]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    def names(self, kind: str) -> list[str]:
+        return [row.name for row in self.rows if row.kind == kind]
+
+
+def plain_name(name: str) -> str:
+    """What a weight's name in a file says it is: "conv1_3/kernel:0", "conv1_W_1:0" and "kernel" are all "kernel"."""
+    tail = re.sub(r":\d+$", "", name).rsplit("/", 1)[-1]
+    known = _KNOWN.search(tail)
+    return _SYNONYMS.get(known[1], known[1]) if known else tail
+
+
+def _pair(expected: Sequence[str], found: Sequence[str]) -> list[int | None]:
+    """For each expected tensor of a layer the position in the file's list, or None."""
+    want, have = [plain_name(n) for n in expected], [plain_name(n) for n in found]
+    distinct = len(set(want)) == len(want) and len(set(have)) == len(have)
+    if distinct and (set(want) <= set(have) or set(have) <= set(want)):
+        return [have.index(n) if n in have else None for n in want]
+    if len(want) == len(have):
+        return list(range(len(want)))
+    return [None] * len(want)  # neither names nor numbers agree: guessing could swap a scale and a shift
+
+
+def compare(expected: Mapping[str, Sequence[tuple[str, Shape]]],
+            found: Mapping[str, Sequence[tuple[str, np.ndarray]]]) -> Comparison:  # fmt: skip
+    """Pair expected tensors with found ones; what is missing, unexpected or of another shape is listed, not raised."""
+    result = Comparison()
+    for layer, wanted in expected.items():
+        entries = found.get(layer, ())
+        places = _pair([n for n, _ in wanted], [n for n, _ in entries])
+        for position, ((name, shape), place) in enumerate(zip(wanted, places, strict=True)):
+            label = f"{layer} {name}"
+            if place is None:
+                result.rows.append(Row("missing", label, tuple(shape)))
+            elif entries[place][1].shape != tuple(shape):
+                result.rows.append(Row("mismatched", label, tuple(shape), entries[place][1].shape))
+            else:
+                result.matched.append((layer, position, entries[place][1]))
+        result.rows += _unexpected(layer, entries, set(places))
+    for layer, entries in found.items():
+        if layer not in expected:
+            result.rows += _unexpected(layer, entries, set())
+    return result
+
+
+def _unexpected(layer: str, entries: Sequence[tuple[str, np.ndarray]], used: set[int | None]) -> list[Row]:
+    return [Row("unexpected", f"{layer} {n}", None, a.shape) for i, (n, a) in enumerate(entries) if i not in used]
+
+
+def listing(rows: Iterable[Row]) -> str:
+    """The rows as aligned lines, missing ones first; long listings end with a count of what was left out."""
+    order = {"missing": 0, "mismatched": 1, "unexpected": 2}
+    rows = sorted(rows, key=lambda row: order[row.kind])
+    shown = rows[:SHOWN]
+    cells = [(r.kind, _printable(r.name), _side("expected", r.expected), _side("found", r.found)) for r in shown]
+    widths = [max((len(row[i]) for row in cells), default=0) for i in range(3)]
+    lines = [
+        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+        for row in cells
+    ]
+    if len(rows) > SHOWN:
+        lines.append(f"  ... and {len(rows) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def _side(word: str, shape: Shape | None) -> str:
+    return "" if shape is None else f"{word} {shape}"
+
+
+def _printable(name: str) -> str:
+    """A file's names could steer a terminal; show control characters as escapes, and cut what is absurdly long."""
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)
+    return text if len(text) <= 80 else text[:77] + "..."
