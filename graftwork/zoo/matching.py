@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..nn import DepthwiseConv2d, Embedding, Module, SeparableConv2d, Tensor
+from ..nn import Conv2d, ConvTranspose2d, DepthwiseConv2d, Embedding, Linear, Module, SeparableConv2d, Tensor
 
 SHOWN = 40  # rows of a listing; a wrong file would otherwise fill the screen
 Shape = tuple[int, ...]
 
-# Keras's names for our attributes, where they are not simply "kernel" for the weight.
-_FILE_NAMES: dict[type[Module], dict[str, str]] = {
+# Keras's names for our attributes; the first class that fits counts.
+_FILE_NAMES: dict[type[Module] | tuple[type[Module], ...], dict[str, str]] = {
     DepthwiseConv2d: {"weight": "depthwise_kernel"},
     SeparableConv2d: {"depthwise_weight": "depthwise_kernel", "weight": "pointwise_kernel"},
     Embedding: {"weight": "embeddings"},
+    (Conv2d, ConvTranspose2d, Linear): {"weight": "kernel"},
 }
 
 _KNOWN = re.compile(
@@ -53,11 +54,10 @@ def own_slots(module: Module) -> list[Slot]:
     (height, width, 1, channels * multiplier). The values stand in the same order, so a reshape converts them; transposed
     convolutions are (height, width, out, in) in both.
     """
-    names = next((n for kind, n in _FILE_NAMES.items() if isinstance(module, kind)), None)
-    standard = type(module).__module__.startswith(Module.__module__.rpartition(".")[0])
+    names = next((n for kind, n in _FILE_NAMES.items() if isinstance(module, kind)), {})
     slots = []
     for own, value in [*module._parameters.items(), *module._buffers.items()]:
-        name = (names or ({"weight": "kernel"} if standard else {})).get(own, own)
+        name = names.get(own, own)
         slots.append(Slot(name, _file_shape(module, name, value.shape), value))
     return slots
 

@@ -74,7 +74,7 @@ def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Seq
 
 def _without(layers: Mapping[str, Any], skip: Sequence[str]) -> dict[str, Any]:
     """The layers that are neither named in `skip` nor below one that is; dots and slashes both separate."""
-    heads = [name.replace(".", "/").strip("/") for name in skip]
+    heads = {form.strip("/") for name in skip for form in (name, name.replace(".", "/"))}
     return {
         name: value
         for name, value in layers.items()

@@ -1,4 +1,5 @@
-"""Reductions. Large floating-point sums and means run in parallel and accumulate in float64; the rest is NumPy's."""
+"""Reductions. Large floating-point sums and means run in parallel and accumulate in float64 (along
+rows after short vectorised pieces); the rest is NumPy's."""
 
 from __future__ import annotations
 

@@ -145,16 +145,14 @@ _ERF_ONE = np.float32(4)  # erf(4) rounds to 1 in float32
 @_inline
 def _erf32(x):
     u = x * x
-    near = _ERF[6]
-    for c in (_ERF[5], _ERF[4], _ERF[3], _ERF[2], _ERF[1], _ERF[0]):
-        near = near * u + c
+    near = ((((_ERF[6] * u + _ERF[5]) * u + _ERF[4]) * u + _ERF[3]) * u + _ERF[2]) * u + _ERF[1]
+    near = x * (near * u + _ERF[0])
     size = abs(x)
     t = _ERF_ONE if size > _ERF_ONE else size
-    q = _LOG_ERFC[7]
-    for c in (_LOG_ERFC[6], _LOG_ERFC[5], _LOG_ERFC[4], _LOG_ERFC[3], _LOG_ERFC[2], _LOG_ERFC[1], _LOG_ERFC[0]):
-        q = q * t + c
+    q = ((_LOG_ERFC[7] * t + _LOG_ERFC[6]) * t + _LOG_ERFC[5]) * t + _LOG_ERFC[4]
+    q = (((q * t + _LOG_ERFC[3]) * t + _LOG_ERFC[2]) * t + _LOG_ERFC[1]) * t + _LOG_ERFC[0]
     far = _ONE - _exp32(-q)
-    return near * x if size <= _ONE else (far if x > 0 else -far)
+    return near if size <= _ONE else (far if x > 0 else -far)
 
 
 @overload(erf)
@@ -184,12 +182,18 @@ def row_max(row):
     return largest
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc"})  # lets the additions run in SIMD lanes; NaN and infinity are kept
+_SUMMED_AT_ONCE = 1024  # elements that are added in their own precision, in SIMD lanes, before float64 takes over
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc"})  # lets the additions run in lanes; NaN and infinity are kept
 def row_sum(row):
-    """Sum of a row (n,), accumulated in float64."""
+    """Sum of a row (n,), accumulated in float64 over short pieces."""
     total = 0.0
-    for v in row:
-        total += v
+    for start in range(0, row.size, _SUMMED_AT_ONCE):
+        part = constant(0.0, row)
+        for v in row[start : start + _SUMMED_AT_ONCE]:
+            part += v
+        total += part
     return total
 
 
