@@ -59,8 +59,6 @@ def add_commands(cli: Any) -> None:
 def _use_op(entry: Entry) -> Any:
     from graftwork.nn import op, ops  # noqa: F401 - ours are declared first, so that a clash is seen
 
-    if op.OPS.get(entry.name, entry.value) is not entry.value:
-        raise _manager.taken("op", entry.name, "graftwork itself", entry.owner)
     op.register(entry.value)
     return lambda: op.unregister(entry.name)
 
@@ -69,8 +67,6 @@ def _use_kernel(entry: Entry) -> Any:
     from graftwork.kernels import registry
 
     key = entry.info["op"], entry.info["device"], entry.info["variant"]
-    if any((known.op, known.device, known.variant) == key for known in registry.list_kernels(key[0], key[1])):
-        raise _manager.taken("kernel", entry.name, "graftwork itself", entry.owner)
     registry.register(*key, entry.value, dtypes=entry.info["dtypes"])
     return lambda: registry.unregister(*key)
 

@@ -23,7 +23,7 @@ def register_ops(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_kernels(register: Callable[..., None]) -> None:
-    """Add kernels, for your ops or for ours: call ``register(op, device, variant, kernel, dtypes=None)``. Runs once, at loading.
+    """Add kernels, for your ops or ours: call ``register(op, device, variant, kernel, dtypes=None)``. Runs once.
 
     ``op``, ``device`` ("cpu" or "cuda") and ``variant`` are strings; ``kernel`` is a function
     ``fn(*arrays, out, **attrs)``, or the text "module:function" where it is found at its first use; ``dtypes`` names the
@@ -35,7 +35,8 @@ def register_kernels(register: Callable[..., None]) -> None:
 def register_models(register: Callable[..., None]) -> None:
     """Add networks to ``zoo.create``: call ``register(name, factory, **info)``. Runs once, at loading.
 
-    ``factory(**options)`` takes the options of ``zoo.create`` and returns a Module; ``info`` is shown in listings.
+    ``factory(include_top, pooling, classes, input_shape)`` returns a Module. ``info`` may hold ``summary``, and
+    ``weights``: published names and where their files are.
     """
 
 

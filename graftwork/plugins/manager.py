@@ -20,7 +20,7 @@ from typing import Any
 
 import pluggy
 
-from graftwork.errors import PluginError
+from graftwork.errors import ConfigError, PluginError
 from graftwork.plugins import hookspecs
 
 GROUP = "graftwork"
@@ -139,7 +139,10 @@ _sinks: dict[str, Sink] = {}
 
 
 def connect(kind: str, sink: Sink) -> None:
-    """Send the entries of table ``kind`` to ``sink(entry)``, which returns a function that undoes it, or None."""
+    """Send the entries of table ``kind`` to ``sink(entry)``.
+
+    The sink returns a function that undoes it, or None; it raises ConfigError if the name exists on its side.
+    """
     _sinks[kind] = sink
 
 
@@ -305,6 +308,8 @@ class PluginManager:
                     entry.undo = sink(entry)
                 except PluginError:
                     raise
+                except ConfigError as error:  # the table it goes to has that name already
+                    raise taken(kind, entry.name, "graftwork itself", info) from error
                 except Exception as error:
                     raise _broken(info, f"registered a {kind} {entry.name!r} that was refused", error) from error
 
@@ -329,7 +334,8 @@ class PluginManager:
             plugin = self._pluggy.get_plugin(name)
             if plugin is None:
                 names = [info.name for info in self._infos if info.status == "loaded"]
-                raise PluginError(f"no plugin {name!r} is loaded.{suggestion(name, names)} Loaded: {', '.join(names) or 'none'}.")
+                hint = suggestion(name, names) or f" Loaded: {', '.join(names) or 'none'}."
+                raise PluginError(f"no plugin {name!r} is loaded.{hint}")
             self._withdraw(name)
             self._infos = [info for info in self._infos if info.name != name or info.status != "loaded"]
             return plugin
@@ -352,7 +358,7 @@ class PluginManager:
     # Asking
 
     def list_plugins(self) -> list[PluginInfo]:
-        """Every plugin that was found, loaded or not, by name. Never raises for a plugin's fault: it is where one looks it up."""
+        """Every plugin that was found, loaded or not, by name. Raises for no plugin's fault: here one looks it up."""
         if not self._loaded:
             self._load_once()
         return sorted(self._infos, key=lambda info: (info.name, info.distribution))

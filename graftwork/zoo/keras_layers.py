@@ -181,12 +181,13 @@ def activation_problem(values: dict[str, Any]) -> str | None:
     return f"activation {value!r:.60}"
 
 
-def _activation(c: LayerConfig) -> Callable[[Tensor], Tensor] | None:
+def _activation(c: LayerConfig, ndim: int = 4) -> Callable[[Tensor], Tensor] | None:
+    """A layer's activation by name, as a function, or as a layer of its own; None for the identity."""
     value = c.get("activation", "linear")
     if isinstance(value, dict):
         if value.get("class_name") != "function":
             layer = LayerConfig(value["class_name"], c.name, value["config"], c.keras)
-            return LAYERS[layer.kind](layer, [(None, None)]).make().forward
+            return LAYERS[layer.kind](layer, [(None,) * ndim]).make().forward
         value = value.get("config")
     if value == "linear":
         return None
@@ -194,7 +195,7 @@ def _activation(c: LayerConfig) -> Callable[[Tensor], Tensor] | None:
 
 
 def activation(c: LayerConfig, shapes: list[Shape]) -> Built:
-    function, value = _activation(c), c.get("activation", "linear")
+    function, value = _activation(c, len(_one(c, shapes))), c.get("activation", "linear")
     note = value if isinstance(value, str) else str(value.get("config"))
     return Built(lambda: Function(function or F.identity, note), _one(c, shapes))
 
@@ -368,7 +369,7 @@ def dense(c: LayerConfig, shapes: list[Shape]) -> Built:
     units = c.integer("units" if "units" in c.values else "output_dim")
     bias = _bias(c, units)
     weights = [("kernel", (features, units)), *bias]
-    return Built(partial(nn.Linear, features, units, bool(bias)), (*shape[:-1], units), weights, _activation(c))
+    return Built(partial(nn.Linear, features, units, bool(bias)), (*shape[:-1], units), weights, _activation(c, len(shape)))
 
 
 def _last_axis(c: LayerConfig, shape: Shape) -> int:

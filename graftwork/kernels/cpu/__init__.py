@@ -11,6 +11,7 @@ _CONV_VARIANTS = {
 KERNELS = {op: {"auto": f"{family}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()}
 for _op, _variants in _CONV_VARIANTS.items():
     KERNELS[_op] |= {variant: f"conv:{_op}_{variant}" for variant in _variants}
+    KERNELS[_op]["simd"] = f"conv_simd:{_op}_simd"
 
 _FLOATS = ("float32", "float64")
-DTYPES = {family: _FLOATS for family in ("conv", "pool", "resize", "norm", "softmax", "update", "random")}
+DTYPES = {"conv_simd": ("float32",)} | {family: _FLOATS for family in ("conv", "pool", "resize", "norm", "softmax", "update", "random")}

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import _conv_loops as loops
+from . import conv_simd
 from ._epilogue import activation_code, add_bias_and_activate, bias_or_zeros
 from .matmul import blas_ready
 
@@ -36,13 +37,19 @@ def choose_variant(kernel, pixels: int, stride: Pair, padding, groups: int) -> s
     return "pointwise" if plain and groups == 1 else "im2col"
 
 
+def tiled(variant: str, dtype, dilation: Pair, groups: int) -> bool:
+    """Whether the register tile takes over from the variants that go through BLAS."""
+    return variant in ("pointwise", "im2col", "flipped") and conv_simd.supports(dtype, dilation, groups)
+
+
 def conv2d(x, w, b=None, *, out, stride: Pair, padding, dilation: Pair, groups: int, activation=None) -> None:
     """out[N, oh, ow, Cout] = activation(x * w + b), by the variant that suits the shapes.
 
     `activation` is None, "relu" or "relu6"; any other raises ValueError.
     """
     pixels = out.shape[0] * out.shape[1] * out.shape[2]
-    kernel = FORWARD[choose_variant(w.shape, pixels, stride, padding, groups)]
+    variant = choose_variant(w.shape, pixels, stride, padding, groups)
+    kernel = conv_simd.conv2d_simd if tiled(variant, x.dtype, dilation, groups) else FORWARD[variant]
     kernel(x, w, b, out=out, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation)
 
 
@@ -52,14 +59,17 @@ def conv2d_input_grad(g, w, *, out, input_shape, stride: Pair, padding, dilation
     variant = choose_variant(w.shape, pixels, stride, padding, groups)
     if variant in ("im2col", "depthwise") and stride == (1, 1) and _flippable(w.shape, padding, dilation):
         variant = "flipped"
-    kernel = INPUT_GRAD[variant]
+    simd = tiled(variant, g.dtype, dilation, groups) and variant in ("flipped", "pointwise")
+    kernel = conv_simd.conv2d_input_grad_simd if simd else INPUT_GRAD[variant]
     kernel(g, w, out=out, input_shape=input_shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def conv2d_weight_grad(x, g, *, out, kernel_shape: Pair, stride: Pair, padding, dilation: Pair, groups: int) -> None:
     """The adjoint of `conv2d` in w: out is (kh, kw, C/groups, Cout)."""
     pixels = g.shape[0] * g.shape[1] * g.shape[2]
-    kernel = WEIGHT_GRAD[choose_variant(out.shape, pixels, stride, padding, groups)]
+    variant = choose_variant(out.shape, pixels, stride, padding, groups)
+    simd = tiled(variant, x.dtype, dilation, groups) and g.shape[3] % conv_simd.LANES == 0
+    kernel = conv_simd.conv2d_weight_grad_simd if simd else WEIGHT_GRAD[variant]
     kernel(x, g, out=out, kernel_shape=kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
