@@ -78,7 +78,7 @@ class Table:
         self.kind = kind
         self.entries: dict[str, Entry] = {}
 
-    def add(self, name: str, value: Any, owner: PluginInfo, **info: Any) -> Entry:
+    def add(self, name: Any, value: Any, owner: PluginInfo, **info: Any) -> Entry:
         """Enter ``value``; PluginConflict naming both owners if the name is taken, PluginError if it is no name."""
         if not isinstance(name, str) or not name:
             raise PluginError(f"{owner.label} registered {name!r} as the name of a {self.kind}: expected a non-empty string")
@@ -106,32 +106,35 @@ class Registrar:
         self.table = table
         self.owner = owner
 
-    def __call__(self, name: str, value: Any, **info: Any) -> None:
+    def __call__(self, name: Any, value: Any, **info: Any) -> None:
         self.table.add(name, value, self.owner, **info)
 
 
-class OpRegistrar(Registrar):
-    """``register(op)``: an op carries its own name."""
+def _op_register(registrar: Registrar) -> Callable[..., None]:
+    def register(op: Any) -> None:
+        registrar(getattr(op, "name", None), op)  # an op carries its own name
 
-    def __call__(self, op: Any) -> None:
-        self.table.add(getattr(op, "name", None), op, self.owner)
+    return register
 
 
-class KernelRegistrar(Registrar):
-    """``register(op, device, variant, kernel, dtypes=None)``: a kernel is named by op, device and variant together."""
+def _kernel_register(registrar: Registrar) -> Callable[..., None]:
+    def register(op: str, device: str, variant: str, kernel: Any, dtypes: Any = None) -> None:
+        registrar(f"{op}/{device}/{variant}", kernel, op=op, device=device, variant=variant, dtypes=dtypes)
 
-    def __call__(self, op: str, device: str, variant: str, kernel: Any, dtypes: Any = None) -> None:
-        name = f"{op}/{device}/{variant}"
-        self.table.add(name, kernel, self.owner, op=op, device=device, variant=variant, dtypes=dtypes)
+    return register
+
+
+def _named_register(registrar: Registrar) -> Callable[..., None]:
+    return registrar
 
 
 # In this order: a kernel or a model may need the op that the same plugin brings.
-REGISTER_HOOKS: dict[str, tuple[str, type[Registrar]]] = {
-    "register_ops": ("op", OpRegistrar),
-    "register_kernels": ("kernel", KernelRegistrar),
-    "register_modules": ("module", Registrar),
-    "register_models": ("model", Registrar),
-    "register_passes": ("pass", Registrar),
+REGISTER_HOOKS: dict[str, tuple[str, Callable[[Registrar], Callable[..., None]]]] = {
+    "register_ops": ("op", _op_register),
+    "register_kernels": ("kernel", _kernel_register),
+    "register_modules": ("module", _named_register),
+    "register_models": ("model", _named_register),
+    "register_passes": ("pass", _named_register),
 }
 
 Sink = Callable[[Entry], "Callable[[], object] | None"]
@@ -297,8 +300,8 @@ class PluginManager:
         return tuple(sorted(known))
 
     def _fill_tables(self, info: PluginInfo) -> None:
-        for hook, (kind, registrar) in REGISTER_HOOKS.items():
-            self._guarded(info, hook, register=registrar(self.tables[kind], info))
+        for hook, (kind, register) in REGISTER_HOOKS.items():
+            self._guarded(info, hook, register=register(Registrar(self.tables[kind], info)))
 
     def _connect(self, info: PluginInfo) -> None:
         for kind, table in self.tables.items():

@@ -182,7 +182,7 @@ def _check_sizes(file: Any, datasets: Sequence[Any], stored_in_file: int) -> Non
         total += declared
         if declared > BOMB_BYTES and declared > BOMB_RATIO * stored:
             raise WeightsError(
-                f"{file.filename}: {data.name!r} declares shape {data.shape} ({declared:,} bytes) and stores {stored:,}; refused"
+                f"{file.filename}: {data.name!r} declares {data.shape}, {declared:,} bytes, and stores {stored:,}; refused"
             )
     if total > BOMB_BYTES and total > BOMB_RATIO * stored_in_file:
         raise WeightsError(f"{file.filename} declares {total:,} bytes of tensors and has {stored_in_file:,}; refused")

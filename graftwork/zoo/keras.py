@@ -15,11 +15,12 @@ from typing import Any
 from ..errors import ModelError, ShapeError, WeightsError
 from ..nn import Module, Tensor
 from ..nn.modules.module import assign
-from .hdf5 import open_weights, parse_config, read_layers, read_model_config, read_origin
-from .keras_layers import LAYERS, LARGEST, Built, LayerConfig, Shape, activation_problem, is_channels_first
+from .hdf5 import parse_config, read_layers, read_model_config, read_origin
+from .keras_layers import LARGEST, LAYERS, Built, LayerConfig, Shape, activation_problem, is_channels_first
 from .matching import compare, listing, own_slots
 
 CONFIG_CEILING = 64 << 20  # bytes of JSON
+_KERAS_LAYERS = re.compile(r"(tf_keras|keras|tensorflow\.keras)\.(src\.)?layers(\.|$)")
 Key = tuple[str, int]  # a layer and which of its calls
 
 
@@ -31,7 +32,7 @@ class Layer:
     kind: str
     config: dict[str, Any]
     calls: list[list[Key]]
-    origin: str = ""  # module that defines the class, where Keras 3 says so
+    origin: str = ""  # where the class comes from, if not from Keras
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def parse_graph(config: dict[str, Any]) -> Graph:
 
 def _entries(value: Any) -> list[dict[str, Any]]:
     sound = isinstance(value, list) and all(
-        isinstance(e, dict) and isinstance(e.get("class_name"), str) and isinstance(e.get("config"), (dict, list)) for e in value
+        isinstance(e, dict) and isinstance(e.get("class_name"), str) and isinstance(e.get("config"), (dict, list))
+        for e in value
     )
     if not sound or not value:
         raise ModelError("the configuration has no sound list of layers; save the model again")
@@ -178,13 +180,17 @@ def _name(entry: dict[str, Any]) -> str:
 
 def _layer(entry: dict[str, Any], calls: list[list[Key]]) -> Layer:
     config = entry["config"] if isinstance(entry["config"], dict) else {}
-    origin = entry.get("registered_name") or entry.get("module") or ""
-    builtin = origin == entry["class_name"] or (isinstance(origin, str) and re.match(r"keras\.(src\.)?layers|keras$|$", origin))
-    return Layer(_name(entry), entry["class_name"], config, calls, "" if builtin else str(origin))
+    module, registered = entry.get("module"), entry.get("registered_name")
+    if module is None:
+        foreign = "" if registered in (None, entry["class_name"]) else str(registered)
+    else:
+        foreign = "" if _KERAS_LAYERS.match(str(module)) else str(module)
+    return Layer(_name(entry), entry["class_name"], config, calls, foreign)
 
 
 def _sequential(entries: list[dict[str, Any]], build_shape: Any) -> Graph:
     """Layers one after another; the first says the input's shape, or is an InputLayer."""
+    check_layers([_layer(e, []) for e in entries])
     layers: dict[str, Layer] = {}
     if entries[0]["class_name"] != "InputLayer":
         first = entries[0]["config"] if isinstance(entries[0]["config"], dict) else {}
@@ -205,7 +211,9 @@ def _sequential(entries: list[dict[str, Any]], build_shape: Any) -> Graph:
 
 def _functional(config: dict[str, Any]) -> Graph:
     layers: dict[str, Layer] = {}
-    for entry in _entries(config.get("layers")):
+    entries = _entries(config.get("layers"))
+    check_layers([_layer(e, []) for e in entries])  # before the calls: unknown classes may be called in unknown ways
+    for entry in entries:
         name = _name(entry)
         nodes = entry.get("inbound_nodes", [])
         if not isinstance(nodes, list):
@@ -233,7 +241,9 @@ def _key(item: Any, where: str) -> Key:
     if not isinstance(item, list) or len(item) < 3 or not isinstance(item[0], str) or type(item[1]) is not int or item[1] < 0:
         raise ModelError(f"{where}: {item!r:.80} is not a reference to a layer's output; save the model again")
     if item[2] != 0:
-        raise ModelError(f"{where}: uses output {item[2]!r:.20} of layer {item[0]!r}; layers with several outputs are not supported")
+        raise ModelError(
+            f"{where}: uses output {item[2]!r:.20} of layer {item[0]!r}; layers with several outputs are not supported"
+        )
     return item[0], item[1]
 
 
@@ -278,10 +288,10 @@ def _check_arguments(where: str, arguments: Any) -> None:
 # -- checking and ordering ---------------------------------------------------------------------------------------------
 
 
-def check_layers(graph: Graph) -> None:
+def check_layers(layers: list[Layer]) -> None:
     """ModelError that names every layer which cannot be built, all at once."""
     unknown, transposed = [], []
-    for layer in graph.layers.values():
+    for layer in layers:
         if layer.kind == "InputLayer":
             continue
         if layer.kind not in LAYERS or layer.origin:
@@ -292,12 +302,13 @@ def check_layers(graph: Graph) -> None:
             transposed.append(repr(layer.name))
     if unknown:
         raise ModelError(
-            f"no such layers here: {'; '.join(unknown)}. Code in model files is never run: write the model as an nn.Module with "
-            "these layers and use load_weights, or save it without them"
+            f"no such layers here: {'; '.join(unknown)}. Code in model files is never run: write the model as an nn.Module "
+            "with these layers and use load_weights, or save it without them"
         )
     if transposed:
         raise ModelError(
-            f"the model is channels-first (layers {', '.join(transposed)}); Graftwork is channels-last: convert it in Keras first"
+            f"the model is channels-first (layers {', '.join(transposed)}) and Graftwork is channels-last; convert it in "
+            "Keras first"
         )
 
 
@@ -323,7 +334,9 @@ def _check_layer_calls(graph: Graph, layer: Layer, known: set[Key]) -> None:
         raise ModelError(f"layer {layer.name!r} ({layer.kind}) is not connected; save the model again")
     for name, call in (key for keys in layer.calls for key in keys):
         if (name, call) not in known:
-            raise ModelError(f"layer {layer.name!r} takes the output of {name!r} (call {call}), which is not in the configuration")
+            raise ModelError(
+                f"layer {layer.name!r} takes the output of {name!r} (call {call}), which is not in the configuration"
+            )
 
 
 def _topological(graph: Graph) -> list[Key]:
@@ -383,7 +396,6 @@ def build_keras(config: dict[str, Any], layers: dict[str, Any], source: str | Pa
     version: the Keras that wrote it; "hard_sigmoid" changed its meaning in Keras 3.
     """
     graph = parse_graph(config)
-    check_layers(graph)
     order = order_calls(graph)
     built = infer(graph, order, _major(version))
     expected = {name: built[name, 0].weights for name in graph.layers}
@@ -395,7 +407,8 @@ def build_keras(config: dict[str, Any], layers: dict[str, Any], source: str | Pa
     for layer, position, values in result.matched:
         target = slots[layer][position].tensor
         assign(target, values.reshape(target.shape))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _major(version: str | None) -> int:

@@ -286,15 +286,13 @@ def _kernel_size(c: LayerConfig) -> tuple[int, int]:
     return c.pair("kernel_size")
 
 
-def _convolution(c: LayerConfig, shapes: list[Shape]):
-    """What the convolutions have in common: input channels, window, (stride, padding, dilation), output height and width."""
+def _convolution(c: LayerConfig, shapes: list[Shape]) -> tuple[int, tuple[int, int], dict[str, Any], Shape]:
+    """What the convolutions have in common: input channels, window, the rest of the geometry, output without channels."""
     height, width, channels = _image(c, shapes)
     window, stride, dilation = _kernel_size(c), c.pair("strides", 1), c.pair("dilation_rate", 1)
     padding = _padding(c)
-    size = tuple(
-        _slide(c, n, k, s, padding, d) for n, k, s, d in zip((height, width), window, stride, dilation, strict=True)
-    )
-    return channels, window, (stride, padding, dilation), (shapes[0][0], *size)
+    size = tuple(_slide(c, n, k, s, padding, d) for n, k, s, d in zip((height, width), window, stride, dilation, strict=True))
+    return channels, window, {"stride": stride, "padding": padding, "dilation": dilation}, (shapes[0][0], *size)
 
 
 def conv2d(c: LayerConfig, shapes: list[Shape]) -> Built:
@@ -304,7 +302,7 @@ def conv2d(c: LayerConfig, shapes: list[Shape]) -> Built:
         raise c.error(f"groups={groups} do not divide {channels} input and {filters} output channels")
     bias = _bias(c, filters)
     weights = [("kernel", (*window, channels // groups, filters)), *bias]
-    make = partial(nn.Conv2d, channels, filters, window, *geometry, groups, bool(bias))
+    make = partial(nn.Conv2d, channels, filters, window, groups=groups, bias=bool(bias), **geometry)
     return Built(make, (*size, filters), weights, _activation(c))
 
 
@@ -313,7 +311,7 @@ def depthwise_conv2d(c: LayerConfig, shapes: list[Shape]) -> Built:
     multiplier = c.integer("depth_multiplier", 1)
     bias = _bias(c, channels * multiplier)
     weights = [("depthwise_kernel", (*window, channels, multiplier)), *bias]
-    make = partial(nn.DepthwiseConv2d, channels, window, *geometry, multiplier, bool(bias))
+    make = partial(nn.DepthwiseConv2d, channels, window, multiplier=multiplier, bias=bool(bias), **geometry)
     return Built(make, (*size, channels * multiplier), weights, _activation(c))
 
 
@@ -326,14 +324,15 @@ def separable_conv2d(c: LayerConfig, shapes: list[Shape]) -> Built:
         ("pointwise_kernel", (1, 1, channels * multiplier, filters)),
         *bias,
     ]
-    make = partial(nn.SeparableConv2d, channels, filters, window, *geometry, multiplier, bool(bias))
+    make = partial(nn.SeparableConv2d, channels, filters, window, multiplier=multiplier, bias=bool(bias), **geometry)
     return Built(make, (*size, filters), weights, _activation(c))
 
 
 def conv2d_transpose(c: LayerConfig, shapes: list[Shape]) -> Built:
     """Keras's output sizes: "same" n * stride, "valid" at least (n - 1) * stride + window, or as output_padding says."""
     height, width, channels = _image(c, shapes)
-    filters, window, stride, dilation = c.integer("filters"), c.pair("kernel_size"), c.pair("strides", 1), c.pair("dilation_rate", 1)
+    filters, window = c.integer("filters"), c.pair("kernel_size")
+    stride, dilation = c.pair("strides", 1), c.pair("dilation_rate", 1)
     extra = (None, None) if c.get("output_padding", None) is None else c.pair("output_padding", least=0)
     padding = _padding(c)
     sides, added, size = [], [], []
@@ -427,7 +426,7 @@ def embedding(c: LayerConfig, shapes: list[Shape]) -> Built:
 # -- layers without weights --------------------------------------------------------------------------------------------
 
 
-def _pool(kind: type[Module], c: LayerConfig, shapes: list[Shape]) -> Built:
+def _pool(kind: Callable[..., Module], c: LayerConfig, shapes: list[Shape]) -> Built:
     height, width, channels = _image(c, shapes)
     window, padding = c.pair("pool_size", 2), _padding(c)
     stride = c.pair("strides", list(window))
@@ -435,7 +434,7 @@ def _pool(kind: type[Module], c: LayerConfig, shapes: list[Shape]) -> Built:
     return Built(partial(kind, window, stride, padding), (shapes[0][0], *size, channels))
 
 
-def _global_pool(kind: type[Module], c: LayerConfig, shapes: list[Shape]) -> Built:
+def _global_pool(kind: Callable[..., Module], c: LayerConfig, shapes: list[Shape]) -> Built:
     _, _, channels = _image(c, shapes)
     keep = c.flag("keepdims", False)
     return Built(partial(kind, keep), (shapes[0][0], *((1, 1) if keep else ()), channels))
@@ -485,11 +484,13 @@ def upsampling2d(c: LayerConfig, shapes: list[Shape]) -> Built:
 def reshape(c: LayerConfig, shapes: list[Shape]) -> Built:
     batch, *rest = _one(c, shapes)
     target = c.get("target_shape")
-    if not isinstance(target, list) or any(type(n) is not int or not -1 <= n <= LARGEST for n in target) or target.count(-1) > 1:
+    sound = isinstance(target, list) and all(type(n) is int and -1 <= n <= LARGEST for n in target)
+    if not sound or target.count(-1) > 1:
         raise c.error(f"target_shape={target!r:.60}, expected integers with at most one -1")
     known = math.prod(n for n in target if n != -1)
-    if None not in rest:
-        size = math.prod(rest)
+    sizes = [n for n in rest if n is not None]
+    if len(sizes) == len(rest):
+        size = math.prod(sizes)
         if (-1 not in target and known != size) or (-1 in target and (known == 0 or size % known)):
             raise c.error(f"{tuple(rest)} cannot take the shape {tuple(target)}")
         target = [size // known if n == -1 else n for n in target]

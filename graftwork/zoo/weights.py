@@ -76,9 +76,7 @@ def _without(layers: Mapping[str, Any], skip: Sequence[str]) -> dict[str, Any]:
     """The layers that are neither named in `skip` nor below one that is; dots and slashes both separate."""
     heads = {form.strip("/") for name in skip for form in (name, name.replace(".", "/"))}
     return {
-        name: value
-        for name, value in layers.items()
-        if not any(name == head or name.startswith(head + "/") for head in heads)
+        name: value for name, value in layers.items() if not any(name == head or name.startswith(head + "/") for head in heads)
     }
 
 

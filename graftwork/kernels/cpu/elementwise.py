@@ -316,20 +316,20 @@ def where(condition: np.ndarray, a: np.ndarray, b: np.ndarray, *, out: np.ndarra
 
 def relu_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray) -> None:
     """g where y > 0 (or y is NaN), else 0."""
-    if out.size < PARALLEL_FROM or not _flat(g, y, out):
+    if out.size < PARALLEL_FROM:
         np.copyto(out, g)
         np.putmask(out, np.less_equal(y, _ZERO[y.dtype]), 0)
     else:
-        _relu_grad_loop(g.reshape(-1), y.reshape(-1), out.reshape(-1))
+        _relu_grad_loop(np.ravel(g), np.ravel(y), out.reshape(-1))  # ravel copies strided ones, as concat's gradients are
 
 
 def relu6_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray) -> None:
     """g where 0 < y < 6 (or y is NaN), else 0."""
-    if out.size < PARALLEL_FROM or not _flat(g, y, out):
+    if out.size < PARALLEL_FROM:
         np.copyto(out, g)
         np.putmask(out, np.less_equal(y, _ZERO[y.dtype]) | np.greater_equal(y, _SIX[y.dtype]), 0)
     else:
-        _relu6_grad_loop(g.reshape(-1), y.reshape(-1), out.reshape(-1))
+        _relu6_grad_loop(np.ravel(g), np.ravel(y), out.reshape(-1))
 
 
 def leaky_relu_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray, alpha: float) -> None:
