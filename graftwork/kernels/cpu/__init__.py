@@ -8,7 +8,7 @@ _CONV_VARIANTS = {
     "conv2d_weight_grad": ("pointwise", "im2col", "depthwise", "direct"),
 }
 
-KERNELS = {op: {"auto": f"{family}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()}
+KERNELS = {op: {"numba": f"{family}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()}
 for _op, _variants in _CONV_VARIANTS.items():
     KERNELS[_op] |= {variant: f"conv:{_op}_{variant}" for variant in _variants}
     KERNELS[_op]["simd"] = f"conv_simd:{_op}_simd"
