@@ -40,7 +40,11 @@ def machine() -> dict[str, object]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     info = Path("/proc/cpuinfo")
-    model = next((line.split(":")[1].strip() for line in info.read_text().split("\n") if "model name" in line), "") if info.exists() else ""
+    model = (
+        next((line.split(":")[1].strip() for line in info.read_text().split("\n") if "model name" in line), "")
+        if info.exists()
+        else ""
+    )
     return {"cpu": model or platform.processor(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
 
 

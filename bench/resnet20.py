@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with h5py.File(path) as file:
         data, offset, labels = file["jpeg"][()], file["offset"][()], file["label"][()]
     with ThreadPoolExecutor(2) as pool:
-        pieces = (data[a:b].tobytes() for a, b in zip(offset[:-1], offset[1:], strict=True))
+        pieces = (data[a:b].tobytes() for a, b in itertools.pairwise(offset))
         decoded = list(pool.map(lambda piece: images.to_array(_opened(piece), None), pieces))
     return np.stack(decoded), labels.astype(np.int64)
 

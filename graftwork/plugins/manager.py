@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -231,7 +231,7 @@ class PluginManager:
         if strict:
             _raise_all(self._failures)
         self._warn()
-        _raise_all(conflicts)
+        _raise_all(list(conflicts))
 
     def _warn(self) -> None:
         while self._pending:
@@ -306,7 +306,9 @@ class PluginManager:
     def _connect(self, info: PluginInfo) -> None:
         for kind, table in self.tables.items():
             sink = self._sinks.get(kind)
-            for entry in table.of(info.name) if sink else ():
+            if sink is None:
+                continue
+            for entry in table.of(info.name):
                 try:
                     entry.undo = sink(entry)
                 except PluginError:
@@ -415,7 +417,7 @@ def suggestion(name: str, known: Any) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _raise_all(failures: list[PluginError]) -> None:
+def _raise_all(failures: Sequence[PluginError]) -> None:
     """Raise one error that holds the messages of all ``failures``, if there are any."""
     if failures:
         kind = PluginConflict if all(isinstance(failure, PluginConflict) for failure in failures) else PluginError

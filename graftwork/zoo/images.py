@@ -59,7 +59,9 @@ def _to_mode(image, mode: str):
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode.startswith("I"):  # 16- and 32-bit grey would be clipped, not scaled
         values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((values * (255.0 / max(values.max(), 65535.0 if values.max() > 255 else 255.0))).astype(np.uint8))
+        image = Image.fromarray(
+            (values * (255.0 / max(values.max(), 65535.0 if values.max() > 255 else 255.0))).astype(np.uint8)
+        )
     return image.convert(mode)
 
 
@@ -110,7 +112,9 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give one that holds images")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file())
+    found = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file()
+    )
     if not found:
         raise DataError(f"no images below {folder}; looked for {', '.join(sorted(EXTENSIONS))}")
     return found
@@ -129,9 +133,7 @@ def list_labelled(folder: str | Path) -> tuple[list[Path], np.ndarray, list[str]
         )
     empty = [name for name, paths in by_class.items() if not paths]
     if len(names) < 2 or len(empty) == len(names):
-        raise DataError(
-            f"{folder} has {len(names) - len(empty)} sub-folders with images; expected at least two, one a class"
-        )
+        raise DataError(f"{folder} has {len(names) - len(empty)} sub-folders with images; expected at least two, one a class")
     if empty:
         raise DataError(f"{folder}: no images in {', '.join(empty)}; add some or remove the folder")
     paths = [p for name in names for p in by_class[name]]

@@ -182,8 +182,8 @@ def _layer(entry: dict[str, Any], calls: list[list[Key]]) -> Layer:
     config = entry["config"] if isinstance(entry["config"], dict) else {}
     module, registered = entry.get("module"), entry.get("registered_name")
     nodes = entry.get("inbound_nodes")
-    called = entry["class_name"] != "InputLayer" and isinstance(nodes, list) and bool(nodes)
-    if called and isinstance(nodes[0], dict) and "trainable" not in config:
+    keras3 = isinstance(nodes, list) and bool(nodes) and isinstance(nodes[0], dict)
+    if keras3 and entry["class_name"] != "InputLayer" and "trainable" not in config:
         foreign = "an operation on tensors"  # in Keras 3 these share class names with layers, but not their defaults
     elif module is None:
         foreign = "" if registered in (None, entry["class_name"]) else str(registered)

@@ -72,9 +72,7 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
     if classes is not None and classes < 1:
         raise ModelError(f"classes={classes}; expected at least 1")
     options = {"classes": classes, "input_shape": input_shape}
-    model = entry.factory(
-        include_top=include_top, pooling=pooling, **{k: v for k, v in options.items() if v is not None}
-    )
+    model = entry.factory(include_top=include_top, pooling=pooling, **{k: v for k, v in options.items() if v is not None})
     if weights is not None:
         from .weights import load_weights
 

@@ -14,4 +14,4 @@ for _op, _variants in _CONV_VARIANTS.items():
     KERNELS[_op]["simd"] = f"conv_simd:{_op}_simd"
 
 _FLOATS = ("float32", "float64")
-DTYPES = {"conv_simd": ("float32",)} | {family: _FLOATS for family in ("conv", "pool", "resize", "norm", "softmax", "update", "random")}
+DTYPES = dict.fromkeys(("conv", "pool", "resize", "norm", "softmax", "update", "random"), _FLOATS) | {"conv_simd": ("float32",)}

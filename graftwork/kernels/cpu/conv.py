@@ -123,7 +123,7 @@ def conv2d_input_grad_im2col(g, w, *, out, input_shape, stride, padding, dilatio
     if g.size == 0:
         out[...] = 0
         return
-    (kh, kw, cin, _), (_, oh, ow, cout) = w.shape, g.shape
+    (kh, kw, cin, _), (_, oh, ow, _) = w.shape, g.shape
     g, kernel = np.ascontiguousarray(g), _group_matrices(w, groups).transpose(0, 2, 1)
     n, h, width, c = input_shape
     lines = out.reshape(n, h, width * c)

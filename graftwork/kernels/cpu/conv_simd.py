@@ -34,7 +34,12 @@ def conv2d_simd(x, w, b=None, *, out, stride, padding, dilation, groups, activat
     if b is not None:
         bias[:cout] = b
     rows, columns = out.shape[0] * out.shape[1], out.shape[2]
-    geometry = (out.shape[1], x.shape[1] * x.shape[2] * channels, sh * x.shape[2] * channels, dilation[0] * x.shape[2] * channels)
+    geometry = (
+        out.shape[1],
+        x.shape[1] * x.shape[2] * channels,
+        sh * x.shape[2] * channels,
+        dilation[0] * x.shape[2] * channels,
+    )
     if kh == kw == sh == sw == 1 and not any(map(any, padding)):  # pixels of all rows are one long row
         columns = max(rows * columns // (4 * get_num_threads()) // 14 * 14, 14)
         _pointwise(x.reshape(-1), pack(w), out.reshape(-1), bias, out.size // cout, columns, channels, cout,

@@ -52,9 +52,7 @@ def broadcast(name: str, *shapes) -> tuple[int, ...]:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         given = " and ".join(str(s) for s in shapes)
-        raise ShapeError(
-            f"{name}: shapes {given} do not broadcast; from the right, sizes must be equal or 1"
-        ) from None
+        raise ShapeError(f"{name}: shapes {given} do not broadcast; from the right, sizes must be equal or 1") from None
 
 
 def normal_axis(name: str, axis: int, ndim: int) -> int:
@@ -138,9 +136,7 @@ def unbroadcast(g: Tensor, shape) -> Tensor:
     from .shape import reshape
 
     extra = g.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(
-        i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1
-    )
+    axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
     if axes:
         g = SUM(g, axis=axes, keepdims=True)
     return reshape(g, tuple(shape))

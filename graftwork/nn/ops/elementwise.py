@@ -94,7 +94,14 @@ abs = _unary("abs", lambda g, out, x: (multiply(g, sign(x)),), "Absolute value."
 exp = _unary("exp", lambda g, y, x: (multiply(g, y),), "e to the x.", keeps_output=True, keeps_inputs=False, ufunc=np.exp)
 log = _unary("log", lambda g, out, x: (divide(g, x),), "Natural logarithm.", positive=True, ufunc=np.log)
 sqrt = _unary(
-    "sqrt", lambda g, y, x: (divide(g, y + y),), "Square root.", keeps_output=True, keeps_inputs=False, positive=True, ufunc=np.sqrt)
+    "sqrt",
+    lambda g, y, x: (divide(g, y + y),),
+    "Square root.",
+    keeps_output=True,
+    keeps_inputs=False,
+    positive=True,
+    ufunc=np.sqrt,
+)
 rsqrt = _unary(
     "rsqrt", lambda g, y, x: (multiply(g, y * y * y) * -0.5,), "1 / sqrt(x).",
     keeps_output=True, keeps_inputs=False, positive=True,
@@ -106,11 +113,15 @@ reciprocal = _unary(
 )  # fmt: skip
 sin = _unary("sin", lambda g, out, x: (multiply(g, cos(x)),), "Sine of x in radians.", ufunc=np.sin)
 cos = _unary("cos", lambda g, out, x: (negative(multiply(g, sin(x))),), "Cosine of x in radians.", ufunc=np.cos)
-erf = _unary(
-    "erf", lambda g, out, x: (multiply(g, exp(negative(square(x)))) * (2 / math.sqrt(math.pi)),), "Error function."
-)
+erf = _unary("erf", lambda g, out, x: (multiply(g, exp(negative(square(x)))) * (2 / math.sqrt(math.pi)),), "Error function.")
 tanh = _unary(
-    "tanh", lambda g, y, x: (multiply(g, 1.0 - square(y)),), "Hyperbolic tangent.", keeps_output=True, keeps_inputs=False, ufunc=np.tanh)
+    "tanh",
+    lambda g, y, x: (multiply(g, 1.0 - square(y)),),
+    "Hyperbolic tangent.",
+    keeps_output=True,
+    keeps_inputs=False,
+    ufunc=np.tanh,
+)
 log1p = _unary("log1p", lambda g, out, x: (divide(g, x + 1.0),), "log(1 + x), exact near 0.", positive=True, ufunc=np.log1p)
 expm1 = _unary("expm1", lambda g, y, x: (multiply(g, y + 1.0),), "exp(x) - 1, exact near 0.",
                keeps_output=True, keeps_inputs=False, ufunc=np.expm1)  # fmt: skip

@@ -22,7 +22,7 @@ def _copies(*arrays, **attrs):
 
 def _gather_infer(x, idx, axis):
     require_integers("gather", "the index", idx)
-    return x.shape[:axis] + tuple(idx.shape) + x.shape[axis + 1 :], x.dtype
+    return (*x.shape[:axis], *idx.shape, *x.shape[axis + 1 :]), x.dtype
 
 
 def _gather_vjp(g, out, x, idx, axis):
@@ -38,7 +38,7 @@ def _gather_samples(rng):
 def _scatter_infer(g, idx, axis, size):
     require_integers("scatter_add", "the index", idx)
     require_shape("scatter_add", "the index", idx, g.shape[axis : axis + idx.ndim])
-    return g.shape[:axis] + (size,) + g.shape[axis + idx.ndim :], g.dtype
+    return (*g.shape[:axis], size, *g.shape[axis + idx.ndim :]), g.dtype
 
 
 def _scatter_samples(rng):

@@ -51,7 +51,9 @@ class ImageClassifier:
             )
         self.classes = [str(c) for c in (classes if classes is not None else found)]
         if len(self.classes) != len(found) or found[0] != 0 or found[-1] != len(found) - 1:
-            raise DataError(f"labels {found.tolist()} for {len(self.classes)} class names; expected numbers 0 to n - 1, all used")
+            raise DataError(
+                f"labels {found.tolist()} for {len(self.classes)} class names; expected numbers 0 to n - 1, all used"
+            )
         best = self.C if self.C is not None else choose_strength(features, targets, int(counts.min()))
         pipeline = logistic_regression(best).fit(features, targets)
         scaler, regression = pipeline[0], pipeline[1]

@@ -87,9 +87,9 @@ def _network(pixels, labels, train, test, seed: int, weights: str | None) -> flo
     manual_seed(seed)
     trunk = create("glyphnet", weights=weights, include_top=False)
     inputs = trunk.preprocess(list(pixels)).numpy()
-    rates = {"trunk_lr": 5e-4, "head_lr": 1e-2} if weights else {"trunk_lr": 4e-3, "head_lr": 4e-3}
+    trunk_lr, head_lr = (5e-4, 1e-2) if weights else (4e-3, 4e-3)
     model = fine_tune(trunk, inputs[train], labels[train], 10, epochs=EPOCHS, seed=seed, transform=shift,
-                      freeze_statistics=weights is not None, **rates)  # fmt: skip
+                      freeze_statistics=weights is not None, trunk_lr=trunk_lr, head_lr=head_lr)  # fmt: skip
     right = 0
     with no_grad():
         for i in range(0, len(test), 256):
@@ -127,7 +127,7 @@ def write_report(output: Path, pixels, features, labels, scores, seconds: float)
     sections = [
         Section(
             "Four ways to learn from fifty labels",
-            f"{LABELS_PER_CLASS} labelled digits of each class; accuracy on the remaining {len(labels) - 10 * LABELS_PER_CLASS:,}, "
+            f"{LABELS_PER_CLASS} labelled digits of each class; accuracy on the other {len(labels) - 10 * LABELS_PER_CLASS:,}, "
             f"mean of {len(next(iter(scores.values())))} draws. The pretrained network has never seen handwriting: it learned "
             "printed characters, rendered from fonts.",
             bar_chart({n: (float(np.mean(s)), float(np.std(s))) for n, s in scores.items()})
@@ -140,10 +140,8 @@ def write_report(output: Path, pixels, features, labels, scores, seconds: float)
         ),
         Section(
             "Clusters without labels",
-            f"k-means on the deep features, ten clusters; {purity:.0%} of the digits are in a cluster that is mostly of their kind.",
+            f"k-means on the deep features, ten clusters; {purity:.0%} of the digits are in one that is mostly of their kind.",
             picture_grid([pixels[g] for g in groups], [labels[g] for g in groups]),
         ),
     ]
     write_page(output, "A grafted network learns digits", f"Made in {seconds:.0f} seconds on this machine's CPU.", sections)
-
-

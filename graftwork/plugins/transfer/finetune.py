@@ -8,13 +8,12 @@ from ...nn import ArrayDataset, DataLoader, Linear, Module, Tensor, Trainer, no_
 from ...nn import functional as F
 from ...nn.optim import AdamW
 from ...nn.schedule import OneCycleLR
-from ...zoo.base import ImageModel
 
 
 class WithHead(Module):
     """A trunk's pooled features, standardised by fixed statistics, and a linear head."""
 
-    def __init__(self, trunk: ImageModel, features: int, classes: int):
+    def __init__(self, trunk: Module, features: int, classes: int):
         super().__init__()
         self.trunk, self.head = trunk, Linear(features, classes)
 
@@ -22,7 +21,7 @@ class WithHead(Module):
         return self.head(self.trunk.features(x))
 
 
-def fine_tune(trunk: ImageModel, images: np.ndarray, labels: np.ndarray, classes: int, epochs: int = 30,
+def fine_tune(trunk: Module, images: np.ndarray, labels: np.ndarray, classes: int, epochs: int = 30,
               trunk_lr: float = 1e-3, head_lr: float = 1e-2, batch_size: int = 16, seed: int = 0, transform=None,
               label_smoothing: float = 0.1, freeze_statistics: bool = True) -> WithHead:  # fmt: skip
     """Train all layers with a smaller rate for the trunk, AdamW and one cycle.
