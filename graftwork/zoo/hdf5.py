@@ -45,8 +45,6 @@ def open_weights(path: str | Path) -> Iterator[Any]:
 
     try:
         with h5py.File(path, "r") as file:
-            if file.userblock_size:
-                raise WeightsError(f"{path} starts with a user block, which no weights file has; save the weights again")
             yield file
     except GraftworkError:
         raise
@@ -77,9 +75,23 @@ def _check_file(path: Path) -> int:
         raise WeightsError(f"{path} is a zip archive (a .keras file?), expected HDF5; save the model as .h5")
     if start.startswith(b"version "):
         raise WeightsError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+    if start != SIGNATURE and _has_user_block(path, size):
+        raise WeightsError(f"{path} starts with a user block, which no weights file has; save the weights again")
     if start != SIGNATURE:
         raise WeightsError(f"{path} is not an HDF5 file ({size:,} bytes, starting with {start!r})")
     return size
+
+
+def _has_user_block(path: Path, size: int) -> bool:
+    """Whether HDF5's signature stands where it may after foreign bytes: at 512, 1024, 2048, ..."""
+    offset = 512
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            if file.read(len(SIGNATURE)) == SIGNATURE:
+                return True
+            offset *= 2
+    return False
 
 
 # -- objects and attributes --------------------------------------------------------------------------------------------

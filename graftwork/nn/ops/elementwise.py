@@ -317,7 +317,8 @@ subtract = BinaryOp(
     vjp=lambda g, out, a, b: (unbroadcast(g, a.shape), lambda: unbroadcast(negative(g), b.shape)),
     keeps_inputs=False, cost=_cost, samples=_binary_samples(), doc="a - b, broadcast.",
 )  # fmt: skip
-multiply = BinaryOp("multiply", np.multiply, infer=_binary("multiply"), vjp=_multiply_vjp, cost=_cost, samples=_binary_samples(),
+multiply = BinaryOp("multiply", np.multiply, infer=_binary("multiply"), vjp=_multiply_vjp, cost=_cost,
+                    samples=_binary_samples(),
               doc="a * b, broadcast.")  # fmt: skip
 divide = BinaryOp(
     "divide", np.divide, infer=_binary("divide", needs="f"),
