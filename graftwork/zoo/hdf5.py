@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ..nn.files import atomic_path
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ATTRIBUTE_LIMIT = 64512  # bytes: an HDF5 object header holds 64 KiB, Keras leaves 1 KiB for what goes with the values
 ATTRIBUTE_CEILING = 1 << 26  # no honest file has more in one attribute
+HEAP_SIGNATURE, HEAP_HEADER = b"GCOL\x01", 16  # a global heap and its entries both begin with 16 bytes of header
+HEAP_CEILING = 1_000_000  # entries; a weights file has some dozens
 BOMB_BYTES, BOMB_RATIO = 4 << 30, 1000
 LAYOUT_VERSION = "2.15.0"  # the Keras whose layout this is; older numbers make Keras convert what it reads
 Layers = dict[str, list[tuple[str, np.ndarray]]]
@@ -94,6 +97,35 @@ def _has_user_block(path: Path, size: int) -> bool:
     return False
 
 
+def _check_heaps(file: Any) -> None:
+    """Walk the global heaps, which hold strings of variable length, before the library does.
+
+    It steps from entry to entry by the sizes that stand there, and an entry of size 0 keeps it busy for ever. Heaps are
+    looked for by their signature wherever it stands, since a file can point anywhere.
+    """
+    damaged = WeightsError(f"{file.filename} cannot be read (its heap of strings is inconsistent); it is damaged")
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        raise damaged
+    steps = 0
+    with open(file.filename, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(HEAP_SIGNATURE)
+        while at >= 0:
+            if at + HEAP_HEADER > len(data):
+                raise damaged
+            end, position = at + int.from_bytes(data[at + 8 : at + 16], "little"), at + HEAP_HEADER
+            if end > len(data):
+                raise damaged
+            while end - position >= HEAP_HEADER:
+                used = any(data[position : position + 2])  # entry 0 is the free space, and counts its own header
+                size = int.from_bytes(data[position + 8 : position + 16], "little")
+                step = HEAP_HEADER + -(-size // 8) * 8 if used else size
+                steps += 1
+                if step < HEAP_HEADER or step > end - position or steps > HEAP_CEILING:
+                    raise damaged
+                position += step
+            at = data.find(HEAP_SIGNATURE, at + 1)
+
+
 # -- objects and attributes --------------------------------------------------------------------------------------------
 
 
@@ -122,6 +154,8 @@ def _attribute(group: Any, name: str) -> Any:
     declared = group.attrs.get_id(name)
     if math.prod(declared.shape) * declared.dtype.itemsize > ATTRIBUTE_CEILING:
         raise WeightsError(f"{group.file.filename}: attribute {name!r} of {group.name} claims an absurd size; refused")
+    if declared.dtype.kind == "O":
+        _check_heaps(group.file)
     return group.attrs[name]
 
 

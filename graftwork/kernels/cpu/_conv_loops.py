@@ -6,26 +6,28 @@ The innermost loops run over channels, which lie next to each other in memory, a
 
 from __future__ import annotations
 
-from numba import njit, prange
+from numba import prange
+
+from .jit import njit
 
 FUSED = {"contract"}  # multiply and add in one instruction; NaN and infinity keep their meaning
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _copy(target, at, source, start, count):
     to, what = target[at : at + count], source[start : start + count]  # slices spare the loop its index checks
     for i in range(count):
         to[i] = what[i]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _zero(target, at, count):
     to = target[at : at + count]
     for i in range(count):
         to[i] = 0
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _valid(start, step, taps, size):
     """The taps k in [low, high) for which start + k * step lies inside [0, size)."""
     low = 0 if start >= 0 else (-start + step - 1) // step
@@ -33,7 +35,7 @@ def _valid(start, step, taps, size):
     return low, max(low, high)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _im2col_line(image, c, cols, row, y, ow, kh, kw, sh, sw, top, left, dh, dw):
     h, w, groups = image.shape[0], image.shape[1] // c, cols.shape[0]
     width = c // groups
@@ -56,7 +58,7 @@ def _im2col_line(image, c, cols, row, y, ow, kh, kw, sh, sw, top, left, dh, dw):
                             _copy(to, at + kx * width, image[iy], ix * c + j * width, width)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def im2col(x, c, cols, first, lines, oh, ow, kh, kw, sh, sw, top, left, dh, dw):
     """cols[groups, lines * ow, kh * kw * C/groups] of output lines first, first + 1, ... (n * oh + y); x is (N, H, W*C)."""
     for i in prange(lines):
@@ -64,14 +66,14 @@ def im2col(x, c, cols, first, lines, oh, ow, kh, kw, sh, sw, top, left, dh, dw):
         _im2col_line(x[n], c, cols, i * ow, y, ow, kh, kw, sh, sw, top, left, dh, dw)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _add(target, at, source, start, count):
     to, what = target[at : at + count], source[start : start + count]
     for i in range(count):
         to[i] += what[i]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _col2im_line(cols, row, line, c, iy, first, lines, ow, kh, kw, sh, sw, top, left, dh, dw):
     groups, w = cols.shape[0], line.size // c
     width = c // groups
@@ -89,7 +91,7 @@ def _col2im_line(cols, row, line, c, iy, first, lines, ow, kh, kw, sh, sw, top, 
                         _add(line, ix * c + j * width, cols[j, row + y * ow + x], (ky * kw + kx) * width, width)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def col2im(cols, out, c, start, stop, first, lines, ow, kh, kw, sh, sw, top, left, dh, dw):
     """Input lines [start, stop) of every image of out (N, H, W*C), from the columns of `lines` output lines an image."""
     count = stop - start
@@ -98,19 +100,19 @@ def col2im(cols, out, c, start, stop, first, lines, ow, kh, kw, sh, sw, top, lef
         _col2im_line(cols, n * lines * ow, out[n, iy], c, iy, first, lines, ow, kh, kw, sh, sw, top, left, dh, dw)
 
 
-@njit(nogil=True, cache=True, fastmath=FUSED)
+@njit(nogil=True, fastmath=FUSED)
 def _tap(to, x, w):
     for c in range(to.size):
         to[c] += x[c] * w[c]
 
 
-@njit(nogil=True, cache=True, fastmath=FUSED)
+@njit(nogil=True, fastmath=FUSED)
 def _three_taps(to, x0, x1, x2, w0, w1, w2):
     for c in range(to.size):
         to[c] += x0[c] * w0[c] + x1[c] * w1[c] + x2[c] * w2[c]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _depthwise_pixel(to, line, w, start, dw):
     low, high = _valid(start, dw, w.shape[0], line.shape[0])
     kx = low
@@ -123,7 +125,7 @@ def _depthwise_pixel(to, line, w, start, dw):
         kx += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _activate(to, code):
     zero, six = to.dtype.type(0), to.dtype.type(6)
     for c in range(to.size):  # comparisons that are false for NaN, so that NaN stays
@@ -132,7 +134,7 @@ def _activate(to, code):
         to[c] = six if code == 2 and v > six else v
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _depthwise_line(image, w, bias, out, code, y, sh, sw, top, left, dh, dw):
     for x in range(out.shape[0]):
         to = out[x]
@@ -144,7 +146,7 @@ def _depthwise_line(image, w, bias, out, code, y, sh, sw, top, left, dh, dw):
             _activate(to, code)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def depthwise(x, w, bias, out, code, sh, sw, top, left, dh, dw):
     """out[n, y, x, c] = activation(bias[c] + sum over taps of x * w[ky, kx, c])."""
     oh = out.shape[1]
@@ -152,7 +154,7 @@ def depthwise(x, w, bias, out, code, sh, sw, top, left, dh, dw):
         _depthwise_line(x[i // oh], w, bias, out[i // oh, i % oh], code, i % oh, sh, sw, top, left, dh, dw)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _depthwise_grad_line(g, w, line, iy, sh, sw, top, left, dh, dw):
     for ix in range(line.shape[0]):
         to = line[ix]
@@ -169,7 +171,7 @@ def _depthwise_grad_line(g, w, line, iy, sh, sw, top, left, dh, dw):
                     _tap(to, g[y, x], w[ky, kx])
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def depthwise_input_grad(g, w, out, sh, sw, top, left, dh, dw):
     """The adjoint of `depthwise` in x: every input pixel gathers what it gave."""
     h = out.shape[1]
@@ -177,13 +179,13 @@ def depthwise_input_grad(g, w, out, sh, sw, top, left, dh, dw):
         _depthwise_grad_line(g[i // h], w, out[i // h, i % h], i % h, sh, sw, top, left, dh, dw)
 
 
-@njit(nogil=True, cache=True, fastmath=FUSED)
+@njit(nogil=True, fastmath=FUSED)
 def _four_products(to, x0, x1, x2, x3, g0, g1, g2, g3):
     for c in range(to.size):
         to[c] += x0[c] * g0[c] + x1[c] * g1[c] + x2[c] * g2[c] + x3[c] * g3[c]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _depthwise_weight_line(image, g, sums, y, sh, sw, top, left, dh, dw):
     low, high = _valid(y * sh - top, dh, sums.shape[0], image.shape[0])
     for ky in range(low, high):
@@ -202,7 +204,7 @@ def _depthwise_weight_line(image, g, sums, y, sh, sw, top, left, dh, dw):
                 x += 1
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def depthwise_weight_grad(x, g, sums, sh, sw, top, left, dh, dw):
     """sums[b] += the weight gradient of the b-th share of the output lines; sums is (blocks, kh, kw, C), zeros at first."""
     oh, blocks = g.shape[1], sums.shape[0]
@@ -212,13 +214,13 @@ def depthwise_weight_grad(x, g, sums, sh, sw, top, left, dh, dw):
             _depthwise_weight_line(x[i // oh], g[i // oh, i % oh], sums[b], i % oh, sh, sw, top, left, dh, dw)
 
 
-@njit(nogil=True, cache=True, fastmath=FUSED)
+@njit(nogil=True, fastmath=FUSED)
 def _scaled_add(to, factor, what):
     for c in range(to.size):
         to[c] += factor * what[c]
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
+@njit(nogil=True, fastmath={"contract", "reassoc"})
 def _dot(a, b):
     total = a.dtype.type(0)
     for c in range(a.size):
@@ -226,7 +228,7 @@ def _dot(a, b):
     return total
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def direct(x, w, bias, out, code, groups, sh, sw, top, left, dh, dw):
     """The convolution by its definition, on one thread."""
     cin, cout = w.shape[2], w.shape[3] // groups
@@ -247,7 +249,7 @@ def direct(x, w, bias, out, code, groups, sh, sw, top, left, dh, dw):
                     _activate(to, code)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def direct_input_grad(g, w, out, groups, sh, sw, top, left, dh, dw):
     """The adjoint of `direct` in x, on one thread; out holds zeros at first."""
     cin, cout = w.shape[2], w.shape[3] // groups
@@ -265,7 +267,7 @@ def direct_input_grad(g, w, out, groups, sh, sw, top, left, dh, dw):
                             pixel[c] += _dot(g[n, y, xo, o : o + cout], w[ky, kx, c % cin, o : o + cout])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def direct_weight_grad(x, g, out, groups, sh, sw, top, left, dh, dw):
     """The adjoint of `direct` in w, on one thread; out holds zeros at first."""
     cin, cout = out.shape[2], out.shape[3] // groups

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import njit
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 _SERIAL_BELOW = 16384  # elements; one thread finishes these before a second one has woken up
@@ -32,7 +34,7 @@ def add_bias_and_activate(y: np.ndarray, b: np.ndarray | None, code: int) -> Non
         _finish_parallel(y, bias, code)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _finish_rows(y, bias, code, first, last):
     zero, six = y.dtype.type(0), y.dtype.type(6)
     for i in range(first, last):
@@ -48,7 +50,7 @@ def _finish_rows(y, bias, code, first, last):
                 row[c] = ceiling if v > ceiling else v
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def _finish_parallel(y, bias, code):
     rows = y.shape[0]
     blocks = min(rows, 16)

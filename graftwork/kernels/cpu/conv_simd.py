@@ -7,9 +7,10 @@ In a zero-padded NHWC image the values under one row of the window lie side by s
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 
 from ._epilogue import activation_code
+from .jit import njit
 from .simd import LANES, address, tile
 
 _14x2, _8x2, _4x2, _2x2, _1x2 = (tile(rows, 2) for rows in (14, 8, 4, 2, 1))
@@ -85,7 +86,7 @@ def pad(x: np.ndarray, padding) -> np.ndarray:
     return padded
 
 
-@njit(parallel=True, cache=True, boundscheck=False)
+@njit(parallel=True, boundscheck=False)
 def _pad(x, out, top, left):
     n, h, w, _ = x.shape
     height = out.shape[1]
@@ -111,7 +112,7 @@ def pack(w: np.ndarray) -> np.ndarray:
     return np.concatenate([panels, flat[:, full:].ravel()])
 
 
-@njit(cache=True, boundscheck=False)
+@njit(boundscheck=False)
 def _run(x, a, w, b, wide, c, at, ldc, bias, bias_at, count, k1, k2, ai, ak2, low, high):
     """`count` neighbouring pixels: 32 output channels if `wide`, else 16, written to `c` from `at` on, rows `ldc` apart."""
     i = 0
@@ -152,7 +153,7 @@ def _run(x, a, w, b, wide, c, at, ldc, bias, bias_at, count, k1, k2, ai, ak2, lo
             i += 1
 
 
-@njit(cache=True, boundscheck=False)
+@njit(boundscheck=False)
 def _pixels(x, a, w, c, at, bias, count, k1, k2, ai, ak2, cout, scratch, low, high):
     """`count` neighbouring pixels, all output channels. A last panel that is not full goes through `scratch`."""
     for first in range(0, cout, 32):
@@ -171,7 +172,7 @@ def _pixels(x, a, w, c, at, bias, count, k1, k2, ai, ak2, cout, scratch, low, hi
             done += n
 
 
-@njit(parallel=True, cache=True, boundscheck=False)
+@njit(parallel=True, boundscheck=False)
 def _forward(x, w, c, bias, rows, columns, geometry, kh, k1, ai, cout, low, high):
     height, image_pitch, row_step, ak2 = geometry
     low, high = np.float32(low), np.float32(high)
@@ -181,7 +182,7 @@ def _forward(x, w, c, bias, rows, columns, geometry, kh, k1, ai, cout, low, high
         _pixels(x, a, w, c, row * columns * cout, bias, columns, k1, kh, ai, ak2, cout, scratch, low, high)
 
 
-@njit(parallel=True, cache=True, boundscheck=False)
+@njit(parallel=True, boundscheck=False)
 def _pointwise(x, w, c, bias, pixels, block, channels, cout, low, high):
     low, high = np.float32(low), np.float32(high)
     for part in prange((pixels + block - 1) // block):
@@ -193,7 +194,7 @@ def _pointwise(x, w, c, bias, pixels, block, channels, cout, low, high):
             _pixels(x, start * channels, w, c, start * cout, bias, n, channels, 1, channels, 0, cout, scratch, low, high)
 
 
-@njit(parallel=True, cache=True, boundscheck=False)
+@njit(parallel=True, boundscheck=False)
 def _weight_grad(x, g, sums, oh, ow, cout, kh, rows, ak1, ak2, window_row):
     """sums[thread, (ky, rows, cout)] += x^T g over the images of each thread. rows = kw * channels."""
     images, threads = x.shape[0], sums.shape[0]

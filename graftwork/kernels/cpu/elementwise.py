@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit, prange, vectorize
+from numba import prange, vectorize
 
 from . import scalars
+from .jit import njit
 
 PARALLEL_FROM = 1 << 15  # elements
 Kernel = Callable[..., None]
@@ -75,7 +76,7 @@ _ZERO, _SIX = _ScalarByDtype(0), _ScalarByDtype(6)
 
 
 def _unary_loop(scalar: Callable) -> Callable:
-    @njit(parallel=True, cache=True, nogil=True)
+    @njit(parallel=True, nogil=True)
     def loop(x, out):
         for i in prange(x.size):
             out[i] = scalar(x[i])
@@ -84,7 +85,7 @@ def _unary_loop(scalar: Callable) -> Callable:
 
 
 def _parametric_loop(scalar: Callable) -> Callable:
-    @njit(parallel=True, cache=True, nogil=True)
+    @njit(parallel=True, nogil=True)
     def loop(x, parameter, out):
         for i in prange(x.size):
             out[i] = scalar(x[i], parameter)
@@ -93,7 +94,7 @@ def _parametric_loop(scalar: Callable) -> Callable:
 
 
 def _binary_loop(scalar: Callable) -> Callable:
-    @njit(parallel=True, cache=True, nogil=True)
+    @njit(parallel=True, nogil=True)
     def loop(a, b, out):
         for i in prange(a.size):
             out[i] = scalar(a[i], b[i])
@@ -102,7 +103,7 @@ def _binary_loop(scalar: Callable) -> Callable:
 
 
 def _binary_parametric_loop(scalar: Callable) -> Callable:
-    @njit(parallel=True, cache=True, nogil=True)
+    @njit(parallel=True, nogil=True)
     def loop(a, b, parameter, out):
         for i in prange(a.size):
             out[i] = scalar(a[i], b[i], parameter)
@@ -111,7 +112,7 @@ def _binary_parametric_loop(scalar: Callable) -> Callable:
 
 
 def _row_loop(scalar: Callable) -> Callable:
-    @njit(parallel=True, cache=True, nogil=True)
+    @njit(parallel=True, nogil=True)
     def loop(a, b, out):
         for i in prange(a.shape[0]):
             row, target = a[i], out[i]

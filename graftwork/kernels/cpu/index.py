@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import njit
 
 PARALLEL_FROM = 1 << 13  # elements of the gradient from which `scatter_add` runs compiled
 COLUMNS = 64  # fewest columns worth a task of their own
@@ -27,7 +29,7 @@ def gather(x: np.ndarray, idx: np.ndarray, *, out: np.ndarray, axis: int) -> Non
         np.take(x, idx, axis, out, "wrap")  # "raise" would go through a second buffer
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _scatter_rows(g, idx, out, tiles):
     """g (outer, k, inner) added to out (outer, size, inner) at idx (k,); tasks own disjoint columns, so none races."""
     outer, _, inner = g.shape

@@ -7,7 +7,9 @@ neither on the number of threads nor on their timing.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import njit
 
 SMALL = 1 << 13  # elements, below which inference stays with NumPy
 BLOCK = 1 << 13  # fewest elements worth a block of their own
@@ -25,7 +27,7 @@ def _blocks(x: np.ndarray) -> int:
     return max(1, min(MOST_BLOCKS, x.size // BLOCK))
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _normalise(x, mean, scale, beta, out):
     """out = (x - mean) * scale + beta for rows x (rows, C)."""
     for i in prange(x.shape[0]):
@@ -34,7 +36,7 @@ def _normalise(x, mean, scale, beta, out):
             target[c] = (row[c] - mean[c]) * scale[c] + beta[c]
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _moments(x, blocks):
     """Sums and sums of squares of x - x[0] by block -> float64 (blocks, 2, C).
 
@@ -53,7 +55,7 @@ def _moments(x, blocks):
     return partial
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _batch_grad_sums(g, x, mean, blocks):
     """Sums of g and of g * (x - mean) by block -> float64 (blocks, 2, C)."""
     rows, channels = x.shape
@@ -68,7 +70,7 @@ def _batch_grad_sums(g, x, mean, blocks):
     return partial
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _batch_grad_rows(g, x, mean, scale, offset, slope, out):
     """out = scale * (g - offset - (x - mean) * slope) for rows (rows, C)."""
     for i in prange(x.shape[0]):
@@ -114,7 +116,7 @@ def batch_norm_grad(g, x, gamma, mean, var, *, out: tuple, epsilon: float) -> No
     _batch_grad_rows(up, rows, *vectors, dx.reshape(rows.shape))
 
 
-@njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc"})  # sums in SIMD lanes; NaN and infinity are kept
+@njit(parallel=True, nogil=True, fastmath={"reassoc"})  # sums in SIMD lanes; NaN and infinity are kept
 def _layer_norm_rows(x, gamma, beta, epsilon, y, mean, rstd):
     for i in prange(x.shape[0]):
         row, target = x[i], y[i]
@@ -132,7 +134,7 @@ def _layer_norm_rows(x, gamma, beta, epsilon, y, mean, rstd):
             target[c] = (row[c] - shift) * scale * gamma[c] + beta[c]
 
 
-@njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc"})
+@njit(parallel=True, nogil=True, fastmath={"reassoc"})
 def _layer_norm_grad_rows(g, x, gamma, mean, rstd, blocks, dx):
     """dx, and the sums of g * normalised x and of g by block -> float64 (blocks, 2, C)."""
     rows, channels = x.shape

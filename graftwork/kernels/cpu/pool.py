@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import njit
 
 
 def _prepare(x: np.ndarray) -> np.ndarray:
@@ -42,14 +44,14 @@ def avg_pool2d_grad(g, *, out, input_shape, window, stride, padding, count_paddi
         _avg_grad(_prepare(g), out, *window, *stride, padding[0][0], padding[1][0], count_padding)
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _span(position, step, before, size, limit):
     """First and last+1 index inside the image of a window along one dimension."""
     start = position * step - before
     return max(start, 0), min(start + size, limit)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _max(x, out, kh, kw, sh, sw, top, left):
     n, oh, ow, channels = out.shape
     for line in prange(n * oh):
@@ -68,7 +70,7 @@ def _max(x, out, kh, kw, sh, sw, top, left):
                         target[c] = value if (value > best) | (value != value) else best
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _max_grad(g, x, y, out, kh, kw, sh, sw, top, left):
     n, oh, ow, channels = g.shape
     for image in prange(n):  # windows of one image may overlap, so an image is one task
@@ -88,7 +90,7 @@ def _max_grad(g, x, y, out, kh, kw, sh, sw, top, left):
                             taken[c] = taken[c] | here
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _max_take(gg, x, y, out, kh, kw, sh, sw, top, left):
     n, oh, ow, channels = out.shape
     for line in prange(n * oh):
@@ -110,7 +112,7 @@ def _max_take(gg, x, y, out, kh, kw, sh, sw, top, left):
                         taken[c] = taken[c] | here
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _avg(x, out, kh, kw, sh, sw, top, left, count_padding):
     n, oh, ow, channels = out.shape
     for line in prange(n * oh):
@@ -131,7 +133,7 @@ def _avg(x, out, kh, kw, sh, sw, top, left, count_padding):
                 target[c] /= count
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _avg_grad(g, out, kh, kw, sh, sw, top, left, count_padding):
     n, oh, ow, channels = g.shape
     for image in prange(n):

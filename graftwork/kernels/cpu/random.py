@@ -7,7 +7,9 @@ Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 201
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import njit
 
 PARALLEL_FROM = 1 << 15  # elements of `dropout_grad`
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -15,7 +17,7 @@ _MULTIPLIER0, _MULTIPLIER1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL0, _WEYL1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def philox4x32(c0, c1, c2, c3, k0, k1):
     """Ten rounds on one counter of four words under a key of two, 32 bits each in a uint64 -> four words."""
     for _ in range(10):
@@ -25,7 +27,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _dropout(x, seed, counter, threshold, scale, y, mask):
     key0, key1, zero = seed & _LOW, seed >> _SHIFT, np.uint64(0)
     for block in prange(x.size // 4):
@@ -45,7 +47,7 @@ def _dropout(x, seed, counter, threshold, scale, y, mask):
             y[whole + j] = x[whole + j] * (keep * scale)
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _masked(g, mask, scale, out):
     for i in prange(g.size):
         out[i] = g[i] * (mask[i] * scale)

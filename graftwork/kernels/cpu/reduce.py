@@ -7,8 +7,9 @@ import builtins
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from .jit import njit
 from .scalars import row_sum
 
 PARALLEL_FROM = 1 << 15  # elements
@@ -17,7 +18,7 @@ CHUNKS = 32  # most pieces that one reduced axis is cut into; fixed, so that res
 Axes = tuple[int, ...]
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _partial_sums(x, chunks):
     """Sums of (outer, n, inner) over n, in `chunks` pieces -> float64 (outer, chunks, inner)."""
     outer, n, inner = x.shape
@@ -35,7 +36,7 @@ def _partial_sums(x, chunks):
     return partial
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _partial_row_sums(x, chunks):
     """Sums of (outer, n) over n, in `chunks` pieces -> float64 (outer, chunks)."""
     outer, n = x.shape

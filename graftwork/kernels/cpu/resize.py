@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import njit
 
 
 def resize(x, *, out, size, method: str) -> None:
@@ -31,7 +33,7 @@ def _taps(source: int, target: int, method: str) -> tuple[np.ndarray, np.ndarray
     return low, np.minimum(low + 1, source - 1), position - low
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _resize(x, out, y0, y1, wy, x0, x1, wx):
     n, oh, ow, channels = out.shape
     for line in prange(n * oh):
@@ -45,7 +47,7 @@ def _resize(x, out, y0, y1, wy, x0, x1, wx):
                 out[image, oy, ox, c] = first + (second - first) * b
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _resize_grad(g, out, y0, y1, wy, x0, x1, wx):
     n, oh, ow, channels = g.shape
     for image in prange(n):

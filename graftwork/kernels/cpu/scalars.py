@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
+
+from .jit import njit
 
 _inline = register_jitable(fastmath={"contract"})  # a * b + c in one rounding; NaN and infinity are kept
 
@@ -165,7 +167,7 @@ def _erf(x):
 # -- reductions over a contiguous row --------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def row_max(row):
     """Largest element of a row (n,), n > 0. Where there are NaNs the result may miss them; the caller's sum does not."""
     lanes = np.full(16, row[0])
@@ -185,7 +187,7 @@ def row_max(row):
 _SUMMED_AT_ONCE = 1024  # elements that are added in their own precision, in SIMD lanes, before float64 takes over
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc"})  # lets the additions run in lanes; NaN and infinity are kept
+@njit(nogil=True, fastmath={"reassoc"})  # lets the additions run in lanes; NaN and infinity are kept
 def row_sum(row):
     """Sum of a row (n,), accumulated in float64 over short pieces."""
     total = 0.0

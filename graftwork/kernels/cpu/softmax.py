@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from .jit import njit
 from .scalars import constant, exp, row_max, row_sum
 
 PARALLEL_FROM = 1 << 13  # elements; an exponential costs more than an addition, so threads pay off early
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _softmax_rows(x, out):
     for i in prange(x.shape[0]):
         row, target = x[i], out[i]
@@ -27,7 +28,7 @@ def _softmax_rows(x, out):
             target[j] *= scale
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _log_softmax_rows(x, out):
     for i in prange(x.shape[0]):
         row, target = x[i], out[i]
@@ -39,7 +40,7 @@ def _log_softmax_rows(x, out):
             target[j] = row[j] - largest - log_total
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _softmax_grad_rows(g, y, out):
     for i in prange(g.shape[0]):
         up, p, target = g[i], y[i], out[i]
@@ -50,7 +51,7 @@ def _softmax_grad_rows(g, y, out):
             target[j] = p[j] * (up[j] - inner)
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _log_softmax_grad_rows(g, y, out):
     for i in prange(g.shape[0]):
         up, log_p, target = g[i], y[i], out[i]
@@ -59,7 +60,7 @@ def _log_softmax_grad_rows(g, y, out):
             target[j] = up[j] - exp(log_p[j]) * total
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _cross_entropy_rows(logits, labels, smoothing, out):
     for i in prange(logits.shape[0]):
         row = logits[i]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from .jit import njit
 from .scalars import constant
 
 PARALLEL_FROM = 1 << 13  # elements; below, a few NumPy ufuncs cost less than starting threads
@@ -16,7 +17,7 @@ def _flat(*arrays: np.ndarray) -> bool:
     return kind.char in "fd" and all(a.flags.c_contiguous and a.dtype is kind for a in arrays)
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _sgd(param, grad, buf, lr, momentum, nesterov, weight_decay, kept):
     rate, decay = constant(lr, param), constant(weight_decay, param)
     mu, share = constant(momentum, param), constant(kept, param)
@@ -28,7 +29,7 @@ def _sgd(param, grad, buf, lr, momentum, nesterov, weight_decay, kept):
         param[i] -= rate * step
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True)
 def _adam(param, grad, m, v, rate, beta1, beta2, root, epsilon, shrink, weight_decay):
     b1, b2, pace, eps = constant(beta1, param), constant(beta2, param), constant(rate, param), constant(epsilon, param)
     r1, r2 = constant(1.0 - beta1, param), constant(1.0 - beta2, param)
