@@ -16,23 +16,9 @@ import numpy as np
 
 from ..errors import ConfigError, DeviceError, DTypeError
 from ..kernels import registry
+from ..kernels.plan import Spec
 from .autograd import Node, Slot, mode, next_seq
 from .tensor import Tensor, device_of
-
-
-class Spec(NamedTuple):
-    """An array without its values: shape and dtype. `infer` takes arrays or Specs alike."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
 
 class Sample(NamedTuple):
