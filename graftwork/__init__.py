@@ -12,11 +12,12 @@ import importlib
 
 from . import cuda, errors, kernels, nn
 from .nn.autograd import grad, no_grad
+from .nn.compile import compile
 from .nn.rng import manual_seed
 from .nn.tensor import Tensor, tensor
 
 __version__ = "0.1.0"
-__all__ = ["Tensor", "cuda", "errors", "grad", "kernels", "manual_seed", "nn", "no_grad", "plugins", "tensor", "zoo"]
+__all__ = ["Tensor", "compile", "cuda", "errors", "grad", "kernels", "manual_seed", "nn", "no_grad", "plugins", "tensor", "zoo"]
 
 
 def __getattr__(name: str):

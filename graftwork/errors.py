@@ -61,3 +61,7 @@ class ConfigError(GraftworkError, ValueError):
 
 class PluginError(GraftworkError, RuntimeError):
     """A plugin that cannot be loaded, or two that claim the same name."""
+
+
+class GraphError(GraftworkError, RuntimeError):
+    """A graph that contradicts itself: a pass made a mistake, or a graph file is damaged."""

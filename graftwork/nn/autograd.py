@@ -31,19 +31,16 @@ mode = _Mode()
 
 
 class Changes:
-    """Counts what may make a captured graph out of date: tensors written, modules reconfigured, leaves frozen."""
+    """Counts what may make a captured graph out of date, so that looking is cheap: tensors written, and modules or leaves
+    whose settings changed."""
 
-    count = 0
-
-    @classmethod
-    def note(cls) -> None:
-        cls.count += 1
+    values = settings = 0
 
 
 def mark_written(t) -> None:
     """Tell tapes and captured graphs that the values of `t` have changed in place."""
     t.written = next_seq()
-    Changes.note()
+    Changes.values += 1
 
 
 @contextlib.contextmanager

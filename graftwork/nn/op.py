@@ -40,8 +40,9 @@ class Op:
     name: unique, and the name of its kernels.
     infer(*arrays, **attrs) -> (shape, dtype), or a list of those for several outputs. Raises what a wrong call gets.
     vjp(g, out, *inputs, **attrs) -> one entry an input: None, a Tensor, or a function without arguments that computes it
-        (called only if that gradient is wanted). `g` and `out` are lists for several outputs, with None in `g` for those
-        that nothing depends on; without `keeps_output` `out` is None; without `keeps_inputs` the inputs are Specs. None: the op has no gradient.
+        (called only if that gradient is wanted). With several outputs `g` and `out` are lists, and `g` holds None for those
+        that nothing depends on. Without `keeps_output` `out` is None; without `keeps_inputs` the inputs are Specs.
+        None: the op has no gradient.
     writes: indices of the inputs that the kernel changes in place. Such an op returns None unless it has outputs too.
     view: the output shares the input's memory; `view(array, **attrs)` makes it, and there is no kernel.
     key: index of the input whose device and dtype choose the kernel.

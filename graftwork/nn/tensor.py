@@ -7,6 +7,7 @@ different dtypes are an error, never a silent upcast.
 from __future__ import annotations
 
 import numbers
+import weakref
 from typing import Any
 
 import numpy as np
@@ -65,12 +66,12 @@ class Tensor:
             if self.dtype not in FLOATS:
                 raise DTypeError(f"only floating tensors can require a gradient, this one is {self.dtype}; use astype(...)")
             self.edge = Leaf()
-            autograd.Changes.note()
+            autograd.Changes.settings += 1
         elif not value:
             if self.edge is not None and type(self.edge) is not Leaf:
                 raise GradientError("requires_grad can be switched off on leaves only; use detach() on a computed tensor")
             if self.edge is not None:
-                autograd.Changes.note()
+                autograd.Changes.settings += 1
             self.edge = None
 
     @property
@@ -88,6 +89,8 @@ class Tensor:
         self.edge.grad = value
 
     def __repr__(self) -> str:
+        if autograd.mode.trace is not None:
+            return f"tensor({self.dtype}{list(self.shape)}, being captured)"
         values = np.array2string(self.numpy(), precision=4, threshold=20, separator=", ", prefix="tensor(")
         device = "" if self.device == "cpu" else f", device={self.device!r}"
         grad = ", requires_grad=True" if self.requires_grad else ""
@@ -114,17 +117,29 @@ class Tensor:
 
     # -- in and out ------------------------------------------------------------------------------------------------
     def numpy(self) -> np.ndarray:
-        """The values as a NumPy array: shared memory on the CPU, a copy from a GPU."""
+        """The values as a NumPy array: shared memory on the CPU, a copy from a GPU.
+
+        Read-only where a compiled graph has computed ahead from the values (folded or packed weights): a write there would
+        go unnoticed. `load_state_dict`, optimisers and other ops may write at any time.
+        """
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value("numpy()")
+        if ahead and self in ahead:
+            view = self.data.view()
+            view.flags.writeable = False
+            return view
         return self.data if isinstance(self.data, np.ndarray) else self.data.get()
 
     def item(self) -> Any:
         """The value of a one-element tensor as a Python number."""
         if self.data.size != 1:
             raise ShapeError(f"item() needs exactly one element, this tensor has shape {self.shape}; index it first")
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value("item()")
         return self.data.item()
 
     def tolist(self) -> Any:
-        return self.data.tolist()
+        return self.numpy().tolist()
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
@@ -275,6 +290,7 @@ class Tensor:
 
 
 autograd.Tensor = Tensor
+ahead: weakref.WeakSet[Tensor] = weakref.WeakSet()  # tensors that some compiled graph has computed ahead from
 _F: Any = None
 
 

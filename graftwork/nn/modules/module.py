@@ -39,7 +39,7 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if mode.trace is not None and "_modules" in self.__dict__:
             mode.trace.assigns(self, name)
-        Changes.note()
+        Changes.settings += 1
         table = {Parameter: "_parameters"}.get(type(value)) or ("_modules" if isinstance(value, Module) else None)
         if table is not None:
             if "_modules" not in self.__dict__:
