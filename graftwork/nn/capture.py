@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import CaptureError
 from . import op as ops
-from .autograd import Leaf, mark_written, mode
+from .autograd import Leaf, Slot, mark_written, mode
 from .graph import Graph, Node, Value
 from .modules.module import Module
 from .op import Op
@@ -246,8 +246,23 @@ def _take_outputs(trace: Trace, captured: Captured, leaves: list) -> None:
         if key in owners or key in trace.grads_set:
             new = None if leaf.grad is None else trace.value_of(leaf.grad)
             captured.gradients.append((leaf, new, key not in trace.grads_set))
-    if mode.grad and any(t.edge is not None for t in tensors):
+    if mode.grad and any(t.edge is not None for t in tensors) and not any(_used_up(t.edge) for t in tensors):
         captured.differentiable = _trace_backward(trace, tensors, owners)
+
+
+def _used_up(edge: Any) -> bool:
+    """Whether a backward pass inside the function has gone through this history and freed it."""
+    seen, waiting = set(), [edge]
+    while waiting:
+        edge = waiting.pop()
+        node = edge.node if type(edge) is Slot else edge
+        if node is None or type(node) is Leaf or id(node) in seen:
+            continue
+        if node.saved is None:
+            return True
+        seen.add(id(node))
+        waiting += node.parents
+    return False
 
 
 def _trace_backward(trace: Trace, outputs: list[Tensor], owners: dict[int, Tensor]) -> Backward:

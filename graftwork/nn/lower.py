@@ -262,7 +262,7 @@ class Executable:
         self.arrays = arrays
         for value in {v for n in self.ahead_nodes for v in n.inputs} | {source for source, _ in self.packs.values()}:
             if value in self.graph.states:
-                ahead.add(self.graph.states[value])
+                ahead[id(self.graph.states[value])] = self.graph.states[value]
 
 
 class Instance:

@@ -124,7 +124,7 @@ class Tensor:
         """
         if autograd.mode.trace is not None:
             autograd.mode.trace.needs_value("numpy()")
-        if ahead and self in ahead:
+        if ahead and id(self) in ahead:
             view = self.data.view()
             view.flags.writeable = False
             return view
@@ -290,7 +290,8 @@ class Tensor:
 
 
 autograd.Tensor = Tensor
-ahead: weakref.WeakSet[Tensor] = weakref.WeakSet()  # tensors that some compiled graph has computed ahead from
+# tensors that some compiled graph has computed ahead from, by id (a set would compare them, elementwise)
+ahead: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 _F: Any = None
 
 
