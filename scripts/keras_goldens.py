@@ -89,7 +89,7 @@ def write() -> None:
         x = filling.pictures(*size)
         logits, pooled = np.asarray(model(x, training=False)), features(model, x)
         apart = np.abs(logits[0] - logits[1]).max() / np.abs(logits).max()
-        print(f"{name}: {model.count_params():,} parameters, largest logit {np.abs(logits).max():.3g}, pictures {apart:.2f} apart")
+        print(f"{name}: {model.count_params():,} parameters, largest logit {np.abs(logits).max():.3g}, {apart:.2f} apart")
         if not apart > 0.05:
             raise SystemExit(f"{name}: the two pictures give almost the same logits, which would test nothing")
         arrays[f"{name}/logits"], arrays[f"{name}/features"] = logits, pooled[:, :FEATURES]
