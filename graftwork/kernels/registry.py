@@ -29,16 +29,22 @@ class Entry:
 
     def function(self) -> Callable:
         """The kernel itself, imported at the first call."""
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, name = self.target.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _import(self.target)
 
     def accepts(self, dtype) -> bool:
         return self.dtypes is None or dtype is None or str(dtype) in self.dtypes
 
 
 _entries: dict[tuple[str, str], dict[str, Entry]] = {}
+_planners: dict[tuple[str, str], str | Callable] = {}
+
+
+def _import(target: str | Callable) -> Callable:
+    """The function that `target` is, or names as "module:function"."""
+    if not isinstance(target, str):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _load_catalogues() -> None:
@@ -54,6 +60,8 @@ def _load_catalogues() -> None:
                     dtypes = getattr(package, "DTYPES", {}).get(module)
                     entry = Entry(op, device, variant, f"graftwork.kernels.{backend}.{target}", dtypes)
                     _entries.setdefault((op, device), {})[variant] = entry
+            for op, target in getattr(package, "PLANNERS", {}).items():
+                _planners[op, device] = f"graftwork.kernels.{backend}.{target}"
 
 
 def register(op: str, device: str, variant: str, target: str | Callable, dtypes: Iterable[str] | None = None) -> Entry:
@@ -106,3 +114,10 @@ def get(op: str, device: str = "cpu", variant: str | None = None, dtype=None) ->
         f"no kernel for op {op!r} on device {device!r} with {wanted}; registered: {others or 'none at all'}. "
         "Convert with x.astype(...) or x.to(...), or register a kernel (CONTRIBUTING.md)"
     )
+
+
+def planner(op: str, device: str) -> Callable | None:
+    """The function `plan(*specs, out, **attrs) -> Plan | None` of an op on a device (`kernels.plan`), if there is one."""
+    _load_catalogues()
+    target = _planners.get((op, device.partition(":")[0]))
+    return None if target is None else _import(target)

@@ -15,8 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..errors import GradientError, ShapeError
 
 Tensor: Any = None  # nn.tensor binds its class here: the two files are about each other
@@ -25,10 +23,27 @@ next_seq = itertools.count(1).__next__
 
 
 class _Mode(threading.local):
-    grad = True
+    grad = True  # whether calls are recorded on the tape
+    trace: Any = None  # the capture that this thread is in (nn.capture), if any
 
 
 mode = _Mode()
+
+
+class Changes:
+    """Counts what may make a captured graph out of date: tensors written, modules reconfigured, leaves frozen."""
+
+    count = 0
+
+    @classmethod
+    def note(cls) -> None:
+        cls.count += 1
+
+
+def mark_written(t) -> None:
+    """Tell tapes and captured graphs that the values of `t` have changed in place."""
+    t.written = next_seq()
+    Changes.note()
 
 
 @contextlib.contextmanager
@@ -85,6 +100,8 @@ def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], retain_graph=Fa
     found = _walk(outputs, grads, {}, retain_graph or create_graph, create_graph)
     for leaf, g in found.items():
         with set_grad(create_graph):
+            if mode.trace is not None:
+                mode.trace.collects(leaf)
             leaf.grad = g if leaf.grad is None else leaf.grad + g
 
 
@@ -207,7 +224,6 @@ def _gradients(node: Node, g):
                 )
     out = node.out
     if op.multi:
-        g = [Tensor(np.zeros(*s)) if gi is None else gi for gi, s in zip(g, node.grad_specs, strict=True)]
         out = out and [Tensor(o, Slot(node, i)) for i, o in enumerate(out)]
     elif out is not None:
         out = Tensor(out, node)
@@ -229,7 +245,7 @@ def differentiate(composite: Callable) -> Callable:
             asked = [p for p in proxies if p.edge is not None]
             results = composite(*proxies, **attrs)
             results, gs = (results, g) if isinstance(results, tuple) else ((results,), (g,))
-            pairs = [(y, gi) for y, gi in zip(results, gs, strict=True) if y.edge is not None]
+            pairs = [(y, gi) for y, gi in zip(results, gs, strict=True) if y.edge is not None and gi is not None]
             gradients = iter(
                 grad([y for y, _ in pairs], asked, [gi for _, gi in pairs], create_graph=recording, allow_unused=True)
             )

@@ -7,8 +7,10 @@ tests. Calling it runs it at once and, where a gradient may be asked for, leaves
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,23 +18,9 @@ import numpy as np
 
 from ..errors import ConfigError, DeviceError, DTypeError
 from ..kernels import registry
-from .autograd import Node, Slot, mode, next_seq
+from ..kernels.plan import Spec
+from .autograd import Node, Slot, mark_written, mode, next_seq
 from .tensor import Tensor, device_of
-
-
-class Spec(NamedTuple):
-    """An array without its values: shape and dtype. `infer` takes arrays or Specs alike."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
 
 class Sample(NamedTuple):
@@ -52,8 +40,8 @@ class Op:
     name: unique, and the name of its kernels.
     infer(*arrays, **attrs) -> (shape, dtype), or a list of those for several outputs. Raises what a wrong call gets.
     vjp(g, out, *inputs, **attrs) -> one entry an input: None, a Tensor, or a function without arguments that computes it
-        (called only if that gradient is wanted). `g` and `out` are tuples for several outputs; without `keeps_output`
-        `out` is None; without `keeps_inputs` the inputs are Specs. None: the op has no gradient.
+        (called only if that gradient is wanted). `g` and `out` are lists for several outputs, with None in `g` for those
+        that nothing depends on; without `keeps_output` `out` is None; without `keeps_inputs` the inputs are Specs. None: the op has no gradient.
     writes: indices of the inputs that the kernel changes in place. Such an op returns None unless it has outputs too.
     view: the output shares the input's memory; `view(array, **attrs)` makes it, and there is no kernel.
     key: index of the input whose device and dtype choose the kernel.
@@ -113,7 +101,7 @@ class Op:
             raise
         if self.writes:
             for i in self.writes:
-                inputs[i].written = next_seq()
+                mark_written(inputs[i])
             if out is None:
                 return None
         for t in inputs:
@@ -203,6 +191,36 @@ class BinaryOp(UnaryOp):
         if (a.edge is not None or b.edge is not None) and mode.grad and self.vjp is not None:
             return self._record((a, b), (x, y), {}, out)
         return Tensor(out)
+
+
+_EAGER = {kind: kind.__call__ for kind in (Op, UnaryOp, BinaryOp)}
+_intercepted = 0
+_intercept_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def intercept(handler: Callable) -> Iterator[None]:
+    """Send calls of ops, on all threads, through `handler(op, inputs, attrs, eager)` while inside.
+
+    Outside, calls pay nothing for the possibility. Several threads may be inside at once, with the same handler.
+    """
+    global _intercepted
+    with _intercept_lock:
+        _intercepted += 1
+        for kind, eager in _EAGER.items():
+            kind.__call__ = _route(handler, eager)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _intercept_lock:
+            _intercepted -= 1
+            if _intercepted == 0:
+                for kind, eager in _EAGER.items():
+                    kind.__call__ = eager  # type: ignore[method-assign]
+
+
+def _route(handler: Callable, eager: Callable) -> Callable:
+    return lambda op, *inputs, **attrs: handler(op, inputs, attrs, eager)
 
 
 def register(op: Op) -> Op:

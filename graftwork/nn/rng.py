@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ConfigError
+from .autograd import mode
 from .tensor import Tensor
 
 _generator = np.random.default_rng(0)
@@ -27,6 +28,8 @@ def manual_seed(seed: int) -> np.random.Generator:
 
 def generator() -> np.random.Generator:
     """The NumPy generator that initialisers and data loaders draw from."""
+    if mode.trace is not None:
+        mode.trace.refuse("NumPy's generator draws inside a captured function, which would freeze what it drew; use random ops")
     return _generator
 
 

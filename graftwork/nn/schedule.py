@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..errors import ConfigError
+from .autograd import mode
 from .optim import Optimizer
 
 
@@ -21,6 +22,8 @@ class Schedule:
         raise NotImplementedError(f"{type(self).__name__} has no factor(step); define it")
 
     def _apply(self) -> None:
+        if mode.trace is not None:
+            mode.trace.refuse("a schedule steps inside a captured function; call schedule.step() outside, between its calls")
         for base, group in zip(self.base, self.optimizer.groups, strict=True):
             group["lr"].data[...] = base * self.factor(self.count)
 

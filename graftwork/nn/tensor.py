@@ -65,9 +65,12 @@ class Tensor:
             if self.dtype not in FLOATS:
                 raise DTypeError(f"only floating tensors can require a gradient, this one is {self.dtype}; use astype(...)")
             self.edge = Leaf()
+            autograd.Changes.note()
         elif not value:
             if self.edge is not None and type(self.edge) is not Leaf:
                 raise GradientError("requires_grad can be switched off on leaves only; use detach() on a computed tensor")
+            if self.edge is not None:
+                autograd.Changes.note()
             self.edge = None
 
     @property
@@ -80,6 +83,8 @@ class Tensor:
             raise GradientError("gradients are kept on leaves that require one; this tensor was computed or is constant")
         if value is not None and value.shape != self.shape:
             raise ShapeError(f"gradient of shape {value.shape} given for a tensor of shape {self.shape}")
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.grad_set(self)
         self.edge.grad = value
 
     def __repr__(self) -> str:
@@ -131,9 +136,7 @@ class Tensor:
         return self.data.__dlpack_device__()
 
     def _ones(self):
-        ones = self.data.copy()
-        ones[...] = 1
-        return ones
+        return tensor(np.ones(self.shape, self.dtype), device=self.device).data
 
     def to(self, device: str) -> Tensor:
         """This tensor on another device ("cpu", "cuda", "cuda:1"); itself if it is there already."""
@@ -285,7 +288,8 @@ def device_of(array) -> str:
     """ "cpu" for a NumPy array, "cuda:N" for a CuPy one."""
     if isinstance(array, np.ndarray):
         return "cpu"
-    return f"cuda:{array.device.id}"
+    device = array.device
+    return device if isinstance(device, str) else f"cuda:{device.id}"
 
 
 def as_dtype(dtype) -> np.dtype:

@@ -28,7 +28,10 @@ def add_bias_and_activate(y: np.ndarray, b: np.ndarray | None, code: int) -> Non
     if (b is None and code == 0) or y.size == 0:
         return
     bias = bias_or_zeros(b, y.shape[1], y.dtype)
-    if y.size < _SERIAL_BELOW:
+    if y.dtype.char not in "fd":  # float16, which Numba does not compile
+        np.add(y, bias, y)
+        np.clip(y, 0 if code else -np.inf, 6 if code == 2 else np.inf, y)
+    elif y.size < _SERIAL_BELOW:
         _finish_rows(y, bias, code, 0, y.shape[0])
     else:
         _finish_parallel(y, bias, code)

@@ -317,7 +317,7 @@ def where(condition: np.ndarray, a: np.ndarray, b: np.ndarray, *, out: np.ndarra
 
 def relu_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray) -> None:
     """g where y > 0 (or y is NaN), else 0."""
-    if out.size < PARALLEL_FROM:
+    if out.size < PARALLEL_FROM or out.dtype.char not in "fd":
         np.copyto(out, g)
         np.putmask(out, np.less_equal(y, _ZERO[y.dtype]), 0)
     else:
@@ -326,7 +326,7 @@ def relu_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray) -> None:
 
 def relu6_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray) -> None:
     """g where 0 < y < 6 (or y is NaN), else 0."""
-    if out.size < PARALLEL_FROM:
+    if out.size < PARALLEL_FROM or out.dtype.char not in "fd":
         np.copyto(out, g)
         np.putmask(out, np.less_equal(y, _ZERO[y.dtype]) | np.greater_equal(y, _SIX[y.dtype]), 0)
     else:

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has no flock; the gap stays open there
     fcntl = None  # type: ignore[assignment]
 
-_STAMP = tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in Path(__file__).parent.glob("*.py")))
+STAMP = tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in Path(__file__).parent.glob("*.py")))
 
 
 class SharedCacheFile(caching.IndexDataCacheFile):
@@ -58,7 +58,7 @@ def njit(**options: Any) -> Callable[[Callable], Any]:
     def compile_lazily(function: Callable) -> Any:
         dispatcher = numba.njit(cache=True, **options)(function)
         files = dispatcher._cache._cache_file
-        files._source_stamp = (files._source_stamp, _STAMP)
+        files._source_stamp = (files._source_stamp, STAMP)
         return dispatcher
 
     return compile_lazily

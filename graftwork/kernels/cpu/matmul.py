@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ._epilogue import activation_code, add_bias_and_activate
@@ -18,10 +20,9 @@ def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, out: np
     Raises ValueError for an activation other than None, "relu" and "relu6".
     """
     code = activation_code(activation)
-    inputs, outputs = w.shape
-    rows = out.size // outputs if outputs else 0
-    flat = out.reshape(rows, outputs)
-    np.matmul(blas_ready(x.reshape(rows, inputs)), blas_ready(w), out=flat)
+    rows = math.prod(x.shape[:-1])
+    flat = out.reshape(rows, w.shape[1])
+    np.matmul(blas_ready(x.reshape(rows, w.shape[0])), blas_ready(w), out=flat)
     add_bias_and_activate(flat, b, code)
 
 

@@ -10,6 +10,7 @@ FAMILIES = {
     "index": "gather scatter_add one_hot concat pad slice_scatter",
     "norm": "batch_norm batch_norm_train batch_norm_grad layer_norm layer_norm_grad",
     "update": "sgd_update adam_update moving_average",
+    "counter": "increment",
     "random": "dropout dropout_grad",
     "matmul": "matmul linear",
     "conv": "conv2d conv2d_input_grad conv2d_weight_grad",

@@ -40,7 +40,7 @@ def concat(*xs: np.ndarray, out: np.ndarray, axis: int) -> None:
 
 def pad(x: np.ndarray, *, out: np.ndarray, widths: tuple, value: float, mode: str) -> None:
     """x with `value` added around it: (before, after) places for every axis."""
-    out[...] = np.pad(x, widths, mode=mode, constant_values=value)
+    out[...] = np.pad(x, widths, mode=mode, constant_values=value) if widths else x
 
 
 def slice_scatter(g: np.ndarray, *, out: np.ndarray, shape: tuple, index: tuple) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import WeightsError
+from ..autograd import Changes, mark_written, mode
 from ..tensor import FLOATS, Tensor, tensor
 
 
@@ -36,6 +37,9 @@ class Module:
         self.training = True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if mode.trace is not None and "_modules" in self.__dict__:
+            mode.trace.assigns(self, name)
+        Changes.note()
         table = {Parameter: "_parameters"}.get(type(value)) or ("_modules" if isinstance(value, Module) else None)
         if table is not None:
             if "_modules" not in self.__dict__:
@@ -157,7 +161,7 @@ class Module:
 
     def _set_frozen(self, frozen: bool) -> Module:
         for module in self.modules():
-            module.__dict__["_frozen"] = frozen
+            module._frozen = frozen
             if frozen:
                 module.training = False
         for p in self.parameters():
@@ -175,12 +179,14 @@ class Module:
         for value in [*self.parameters(), *(b for _, b in self.named_buffers())]:
             if value.dtype in FLOATS:
                 value.data = value.data.astype(dtype)
+                mark_written(value)
         return self
 
     def to(self, device: str) -> Module:
         """Move all parameters and buffers to a device, in place."""
         for value in [*self.parameters(), *(b for _, b in self.named_buffers())]:
             value.data = value.detach().to(device).data
+            mark_written(value)
         return self
 
     def extra_repr(self) -> str:
@@ -198,6 +204,7 @@ def assign(target: Tensor, value) -> None:
     """Write values into a tensor that others hold: same shape, converted to its dtype and device."""
     source = tensor(np.asarray(value, target.dtype), device=target.device).data
     target.data[...] = source
+    mark_written(target)
 
 
 class Sequential(Module):
