@@ -55,9 +55,12 @@ def zoo_list() -> None:
     table = Table("model", "parameters", "input", "weights", "")
     for name in models.list_models():
         entry = models.find(name)
-        model = entry.factory(include_top=True, pooling=None)
-        shape = "x".join(map(str, getattr(model, "input_shape", ())))
-        table.add_row(name, f"{model.count_parameters():,}", shape, ", ".join(entry.weights) or "-", entry.summary)
+        count, shape = entry.info.get("parameters"), entry.info.get("input_shape", ())
+        if count is None or not shape:  # not declared, so the network is built to be asked
+            model = entry.factory(include_top=True, pooling=None)
+            count, shape = model.count_parameters(), getattr(model, "input_shape", ())
+        weights = [w for w in entry.weights if not w.endswith("_notop")]  # the same weights in a smaller file
+        table.add_row(name, f"{count:,}", "x".join(map(str, shape)), ", ".join(weights) or "-", entry.summary)
     Console().print(table)
 
 

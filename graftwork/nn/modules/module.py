@@ -223,5 +223,8 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(self._modules)
 
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
+
     def __getitem__(self, index: int) -> Module:
         return list(self._modules.values())[index]
