@@ -1,7 +1,7 @@
 """`gw.compile`: a function or module that is captured once per input signature and replayed from then on.
 
-What decides which graph serves a call: the structure of the arguments, the tensors' shapes, dtypes and devices, every plain argument
-by value, whether gradients are recorded, the settings of all modules within reach (training flag, rates, paddings), and
+What decides which graph serves a call: the structure of the arguments, the tensors' shapes, dtypes and devices, every plain
+argument by value, whether gradients are recorded, the settings of all modules within reach (training flag, rates, paddings), and
 the plain values that the function closes over. Any of them changed means another capture, never a wrong replay. Values of
 parameters, buffers, learning rates and generators are read at each call.
 """
@@ -15,7 +15,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from . import passes
 from .autograd import Changes, Leaf, Node, Slot, mode, next_seq
 from .capture import Backward, Captured, Trace, capture
 from .graph import Graph, Value
-from .lower import Executable
 from .modules.module import Module
 from .ops.common import check_range
 from .optim import Optimizer
 from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .lower import Executable
 
 PLAIN = (int, float, complex, str, bytes, bool, type(None), np.dtype, np.generic, slice, type(Ellipsis), type)
 MANY = 16  # captures of one function after which a warning says why
@@ -132,6 +134,13 @@ class Compiled:
         return entry
 
 
+def executable(graph: Graph) -> Executable:
+    """The graph, optimised and planned. (Numba loads with the first one, not with `import graftwork`.)"""
+    from .lower import Executable
+
+    return Executable(passes.optimise(graph))
+
+
 class Entry:
     """One captured signature, ready to run."""
 
@@ -154,7 +163,7 @@ class Entry:
             graph = self.backward.forward_graph
         else:
             graph.outputs = results
-        self.executable = Executable(passes.optimise(graph))
+        self.executable = executable(graph)
 
     def call(self, tensors: list[Tensor]) -> Any:
         for at, low, high, what, limit in self.guards:
@@ -236,7 +245,7 @@ class _BackwardPass:
             )
         with self.lock:
             if self.executable is None:
-                self.executable = Executable(passes.optimise(self.backward_graph))
+                self.executable = executable(self.backward_graph)
         incoming = [np.zeros(v.shape, v.dtype) if gi is None else gi.data for gi, v in zip(g, self.incoming, strict=True)]
         return [Tensor(a) for a in self.executable.run([*incoming, *saved, *read])]
 

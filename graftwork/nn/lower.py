@@ -1,8 +1,8 @@
 """From a graph to something that runs: what is computed ahead, which kernel plan each node gets, where every array lives.
 
 `Executable` is made once per graph. It splits off the **ahead** part (what depends on constants and unwritten states only:
-folded weights, packed weights), which runs when a state has changed; asks a planner for each remaining node; lets producers write
-straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one arena
+folded weights, packed weights), which runs when a state has changed; asks a planner for each remaining node; lets producers
+write straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one arena
 with every kernel bound to its addresses: replaying it allocates nothing, and concurrent calls take one each.
 """
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..graph import Graph
-from ..lower import compute_now
 
 LARGEST = 16 << 20  # bytes; larger results are left to be computed ahead, where their memory is shared
 
 
 def fold_constants(graph: Graph) -> Graph:
     """Replace nodes on constants by their results, and drop ops that only rename a value."""
+    from ..lower import compute_now
+
     kept = []
     for node in graph.nodes:
         if node.op.name == "identity":
