@@ -15,3 +15,9 @@ for _op, _variants in _CONV_VARIANTS.items():
 
 _FLOATS = ("float32", "float64")
 DTYPES = dict.fromkeys(("conv", "pool", "resize", "norm", "softmax", "update", "random"), _FLOATS) | {"conv_simd": ("float32",)}
+
+PLANNERS = {
+    "conv2d": "conv_select:plan_conv2d",
+    "linear": "gemm:plan_linear",
+    "matmul": "gemm:plan_matmul",
+}

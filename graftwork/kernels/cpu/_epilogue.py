@@ -7,7 +7,9 @@ from numba import prange
 
 from .jit import njit
 
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
+ACTIVATIONS = {
+    None: 0, "relu": 1, "relu6": 2, "silu": 3, "hard_swish": 4, "sigmoid": 5, "hard_sigmoid": 6, "tanh": 7, "gelu": 8,
+}  # fmt: skip
 _SERIAL_BELOW = 16384  # elements; one thread finishes these before a second one has woken up
 
 

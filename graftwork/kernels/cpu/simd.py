@@ -1,25 +1,53 @@
 """A register-tiled multiply-accumulate kernel, written as LLVM IR so that the vectors stay in registers.
 
-`tile(rows, vectors)` makes a function that computes a block of `rows` x `16 * vectors` float32 values,
+`tile(rows, vectors)` makes a function that computes a block of `rows` x `LANES * vectors` float32 values,
 
     c[i, j] = clamp(init[i, j] + sum over (k2, k1) of a[i*ai + k1*ak1 + k2*ak2] * b[k1*bk1 + k2*bk2 + j])
 
 The two nested sums and the free strides of `a` make it a matrix product, a convolution without im2col (k2 walks the window's
 rows, k1 its columns and channels, which lie side by side in NHWC) and a weight gradient (k1 and k2 walk the pixels), on one
-main loop. Sixteen floats are one AVX-512 register; on other machines LLVM splits the vectors into what is there.
-Tiling after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
+main loop. Everything is written in terms of LANES, the float32 lanes of the machine's vector registers. Tiling after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 """
 
 from __future__ import annotations
 
 from functools import cache
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-LANES = 16
+
+_AVX2, _AVX512 = "+avx2,+fma", "+avx2,+fma,+avx512f"
+_FEATURES_OF = dict.fromkeys(("haswell", "broadwell", "skylake", "alderlake", "znver1", "znver2", "znver3"), _AVX2)
+_FEATURES_OF |= dict.fromkeys(("skylake-avx512", "cascadelake", "icelake-server", "sapphirerapids", "znver4", "znver5"), _AVX512)
+
+
+def register_tile(machine: str, features: str) -> tuple[int, int]:
+    """(lanes, rows) for a processor ("x86_64-unknown-linux-gnu", "+avx2,-avx512f,..."): the float32 lanes of its vector
+    registers, and how many rows of two vectors of sums fill them, with one row of factors and one broadcast value beside.
+    There are 32 registers with AVX-512 and on ARM, 16 with AVX2 and SSE."""
+    present: set[str] = set()
+    for feature in filter(None, features.split(",")):
+        (present.add if feature[0] == "+" else present.discard)(feature[1:])
+    if machine.startswith(("aarch64", "arm64")):
+        return 4, 8
+    if "avx512f" in present:
+        return 16, 14
+    return (8, 6) if {"avx2", "fma"} <= present else (4, 6)
+
+
+def target_features() -> str:
+    """Of the processor that Numba compiles for: this one, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES says otherwise."""
+    if config.CPU_NAME is None and config.CPU_FEATURES is None:
+        return get_host_cpu_features()
+    return f"{_FEATURES_OF.get(config.CPU_NAME, '')},{config.CPU_FEATURES or ''}"
+
+
+LANES, ROWS = register_tile(binding.get_process_triple(), target_features())
+PANEL = 2 * LANES  # output channels that a register tile computes side by side
 _F32 = types.CPointer(types.float32)
 _INT = types.intp
 _FLOAT, _I64 = ir.FloatType(), ir.IntType(64)
