@@ -95,10 +95,11 @@ def evaluate(model: Path, folder: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("class", "accuracy", title=f"accuracy {report['accuracy']:.4f} on {report['images']} pictures")
+    table, console = Table("class", "accuracy"), Console()
     for name, value in report["by_class"].items():
         table.add_row(name, f"{value:.3f}")
-    Console().print(table)
+    console.print(f"accuracy {report['accuracy']:.4f} on {report['images']} pictures")
+    console.print(table)
 
 
 @transfer.command()
