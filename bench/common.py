@@ -50,6 +50,7 @@ def machine() -> dict[str, object]:
 
 def write(name: str, result: dict) -> Path:
     """Keep a result as bench/results/<name>.json."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+import warnings
 from typing import Any
 
 import click
 
 from . import __version__
-from .errors import GraftworkError
-from .plugins import add_commands, list_plugins
+from .errors import ConfigError, GraftworkError, PluginError
+from .plugins import PluginWarning, add_commands, list_plugins
 
 
 class _Group(click.Group):
-    """Graftwork's own errors become one sentence and exit status 1, not a traceback."""
+    """The program: plugins' commands join it as it starts, and Graftwork's own errors become one sentence and exit status 1."""
+
+    plugin_error: PluginError | None = None
+    complete = False
+
+    def main(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        if not self.complete:
+            self._complete()
+        return super().main(*args, **options)
+
+    def _complete(self) -> None:
+        """Plugins' commands. What is wrong with a plugin stops every command but the one that lists plugins."""
+        self.complete = True
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", PluginWarning)
+            try:
+                add_commands(self)
+            except PluginError as error:
+                self.plugin_error = error
+        for warning in caught:
+            click.echo(f"graftwork: {warning.message}", err=True)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.plugin_error is not None and args[:1] != ["plugins"]:
+            raise self.plugin_error
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -105,13 +132,19 @@ def kernels_list(op: str | None, device: str | None) -> None:
 
     from .kernels import list as list_kernels
 
+    found = list_kernels(op, device)
+    if not found:
+        known = sorted({entry.op for entry in list_kernels()})
+        close = difflib.get_close_matches(op or "", known, n=3)
+        raise ConfigError(
+            f"no kernel for op {op or 'any'!r} on device {device or 'any'!r}; "
+            + (f"did you mean {' or '.join(close)}?" if close else "`graftwork kernels list` shows all")
+        )
     table = Table("op", "device", "variant", "dtypes")
-    for entry in list_kernels(op, device):
+    for entry in found:
         table.add_row(entry.op, entry.device, entry.variant, ", ".join(entry.dtypes or ("any",)))
     Console().print(table)
 
-
-add_commands(main)
 
 if __name__ == "__main__":
     main()

@@ -59,6 +59,10 @@ class ConfigError(GraftworkError, ValueError):
     """An option with a value outside what it allows."""
 
 
+class MissingDependency(GraftworkError, ImportError):
+    """A package that only an extra brings, asked for where that extra is not installed."""
+
+
 class PluginError(GraftworkError, RuntimeError):
     """A plugin that cannot be loaded, or two that claim the same name."""
 

@@ -18,8 +18,10 @@ def require_writable(path: str | Path) -> Path:
         raise DataError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a folder; name a file")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"cannot write {path}: no permission for the folder {path.parent}; choose another")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()  # permission bits say nothing to root or of a read-only disk
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}; choose another folder or free some space") from error
     return path
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...errors import WeightsError
 from ..autograd import Changes, mark_written, mode
+from ..listing import Row, listing
 from ..tensor import FLOATS, Tensor, tensor
 
 
@@ -125,19 +126,17 @@ class Module:
         Raises WeightsError listing what is missing, unexpected (both only if `strict`) or of another shape.
         """
         own = dict([*self.named_parameters(), *self.named_buffers()])
-        problems = []
-        if strict:
-            problems += [f"missing     {name} {own[name].shape}" for name in own if name not in state]
-            problems += [f"unexpected  {name} {np.shape(state[name])}" for name in state if name not in own]
-        problems += [
-            f"mismatched  {name}: expected {own[name].shape}, found {np.shape(value)}"
-            for name, value in state.items()
-            if name in own and np.shape(value) != own[name].shape
+        shapes = {name: np.shape(value) for name, value in state.items()}
+        rows = [
+            Row("mismatched", name, own[name].shape, shape)
+            for name, shape in shapes.items()
+            if name in own and shape != own[name].shape
         ]
-        if problems:
-            shown = "\n  ".join(problems[:40])
-            more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""
-            raise WeightsError(f"this state does not fit {type(self).__name__}; nothing was loaded:\n  {shown}{more}")
+        if strict:
+            rows += [Row("missing", name, own[name].shape) for name in own if name not in state]
+            rows += [Row("unexpected", name, None, shape) for name, shape in shapes.items() if name not in own]
+        if rows:
+            raise WeightsError(f"this state does not fit {type(self).__name__}; nothing was loaded:\n{listing(rows)}")
         for name, value in state.items():
             if name in own:
                 assign(own[name], value)
