@@ -26,7 +26,7 @@ def _check_weight(name, channels, w, groups):
         )
 
 
-def _infer(x, w, b=None, *, stride, padding, dilation, groups, activation=None):
+def _infer(x, w, b=None, r=None, *, stride, padding, dilation, groups, activation=None):
     require_nhwc("conv2d", x)
     require_floats("conv2d", x, w, *(() if b is None else (b,)))
     _check_weight("conv2d", x.shape[3], w, groups)
@@ -34,7 +34,10 @@ def _infer(x, w, b=None, *, stride, padding, dilation, groups, activation=None):
         require_shape("conv2d", "the bias", b, (w.shape[3],))
     check_activation("conv2d", activation)
     size = window_output("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
-    return (x.shape[0], *size, w.shape[3]), x.dtype
+    shape = (x.shape[0], *size, w.shape[3])
+    if r is not None:
+        require_shape("conv2d", "the residual", r, shape)
+    return shape, x.dtype
 
 
 def _cost(x, w, *rest, **attrs):

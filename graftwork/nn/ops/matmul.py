@@ -47,7 +47,7 @@ matmul = Op("matmul", infer=_infer, vjp=_vjp, samples=_samples,
             doc="Matrix product of (..., m, k) and (..., k, n); leading dimensions broadcast.")  # fmt: skip
 
 
-def _linear_infer(x, w, b=None, activation=None):
+def _linear_infer(x, w, b=None, r=None, activation=None):
     require_floats("linear", x, w, *(() if b is None else (b,)))
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ShapeError(
@@ -55,6 +55,8 @@ def _linear_infer(x, w, b=None, activation=None):
         )
     if b is not None:
         require_shape("linear", "the bias", b, w.shape[1:])
+    if r is not None:
+        require_shape("linear", "the residual", r, (*x.shape[:-1], w.shape[1]))
     check_activation("linear", activation)
     return (*x.shape[:-1], w.shape[1]), x.dtype
 
@@ -79,7 +81,7 @@ def _linear_samples(rng):
 
 
 LINEAR = Op("linear", infer=_linear_infer, vjp=_linear_vjp, keeps_output=True, samples=_linear_samples,
-            cost=lambda x, w, b=None, activation=None: 2 * math.prod(x.shape) * w.shape[1])  # fmt: skip
+            cost=lambda x, w, *rest, activation=None: 2 * math.prod(x.shape) * w.shape[1])  # fmt: skip
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

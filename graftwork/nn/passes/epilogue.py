@@ -45,7 +45,7 @@ def _fuse_sum(graph: Graph, node: Node) -> bool:
         x, weight, *bias = producer.inputs
         if other.shape == (weight.shape[-1],) and not bias and value.ndim > 1:
             inputs = [x, weight, other]
-        elif other.shape == value.shape and not (_open(graph, other, node) and _is_later(graph, other, value)):
+        elif other.shape == value.shape and value.dtype == np.float32 and not (_open(graph, other, node) and _is_later(graph, other, value)):
             bias = bias or [graph.add_constant(np.zeros(weight.shape[-1], weight.dtype), "no_bias")]
             inputs = [x, weight, bias[0], other]
         else:
