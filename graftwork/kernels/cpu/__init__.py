@@ -16,8 +16,25 @@ for _op, _variants in _CONV_VARIANTS.items():
 _FLOATS = ("float32", "float64")
 DTYPES = dict.fromkeys(("conv", "pool", "resize", "norm", "softmax", "update", "random"), _FLOATS) | {"conv_simd": ("float32",)}
 
-PLANNERS = {
-    "conv2d": "conv_select:plan_conv2d",
-    "linear": "gemm:plan_linear",
-    "matmul": "gemm:plan_matmul",
+_ELEMENTWISE = (
+    "negative abs exp log sqrt rsqrt square reciprocal sin cos erf tanh sigmoid relu relu6 silu hard_swish hard_sigmoid "
+    "softplus log1p expm1 sign floor ceil round logical_not leaky_relu elu gelu clip add subtract multiply divide power "
+    "maximum minimum equal not_equal less less_equal greater greater_equal logical_and logical_or where relu_grad relu6_grad "
+    "leaky_relu_grad"
+)  # steps of `chain.py`
+_PLANNED = {
+    "chain": _ELEMENTWISE,
+    "elementwise": "cast",
+    "reduce": "sum mean max min prod argmax argmin cumsum",
+    "softmax": "softmax log_softmax softmax_grad log_softmax_grad cross_entropy",
+    "index": "gather scatter_add one_hot concat pad slice_scatter contiguous",
+    "norm": "batch_norm batch_norm_train batch_norm_grad layer_norm layer_norm_grad",
+    "update": "sgd_update adam_update moving_average",
+    "random": "dropout dropout_grad",
+    "pool": "max_pool2d max_pool2d_grad max_pool2d_take avg_pool2d avg_pool2d_grad",
+    "resize": "resize resize_grad",
+    "conv_select": "conv2d",
+    "gemm": "linear matmul",
 }
+PLANNERS = {op: f"{module}:plan_{op}" for module, ops in _PLANNED.items() for op in ops.split()}
+PLANNERS["chain"] = "chain:plan"

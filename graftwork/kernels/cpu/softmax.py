@@ -1,100 +1,254 @@
-"""Softmax, its logarithm, their gradients and the cross-entropy: one pass over cache-resident rows.
+"""Softmax, its logarithm, their gradients and the cross-entropy: a row of the axis at a time, which stays in the cache.
 
-The axis is moved last; small arrays stay with NumPy. Sums accumulate in float64.
+Where the axis is not the last one, a vector holds neighbouring rows of it instead. Small arrays stay with NumPy. Sums
+accumulate in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import numpy as np
-from numba import prange
 
+from ..plan import Plan, Spec
+from . import atomic, functions, runtime
+from .copies import index_at
 from .jit import njit
-from .scalars import constant, exp, row_max, row_sum
+from .planning import all_float32, carry_out, parts_for
+from .simd import LANES
+from .vector import (
+    compiled,
+    double,
+    fill,
+    fill64,
+    lanes_below,
+    largest,
+    load,
+    load_some,
+    maximum,
+    single,
+    store_some,
+    total,
+    where,
+)  # fmt: skip
 
 PARALLEL_FROM = 1 << 13  # elements; an exponential costs more than an addition, so threads pay off early
 
-
-@njit(parallel=True, nogil=True)
-def _softmax_rows(x, out):
-    for i in prange(x.shape[0]):
-        row, target = x[i], out[i]
-        largest = row_max(row)
-        for j in range(row.size):
-            target[j] = exp(row[j] - largest)
-        scale = constant(1.0 / row_sum(target), largest)
-        for j in range(row.size):
-            target[j] *= scale
+_exp, _exp_negative = compiled(functions.exp), compiled(functions.exp_negative)
+_log = compiled(functions.log)
+_LOW = np.float32(-np.inf)
 
 
-@njit(parallel=True, nogil=True)
-def _log_softmax_rows(x, out):
-    for i in prange(x.shape[0]):
-        row, target = x[i], out[i]
-        largest = row_max(row)
-        for j in range(row.size):
-            target[j] = exp(row[j] - largest)
-        log_total = constant(np.log(row_sum(target)), largest)
-        for j in range(row.size):
-            target[j] = row[j] - largest - log_total
+# -- rows of the last axis ---------------------------------------------------------------------------------------------
 
 
-@njit(parallel=True, nogil=True)
-def _softmax_grad_rows(g, y, out):
-    for i in prange(g.shape[0]):
-        up, p, target = g[i], y[i], out[i]
-        for j in range(up.size):
-            target[j] = up[j] * p[j]
-        inner = constant(row_sum(target), up[0])
-        for j in range(up.size):
-            target[j] = p[j] * (up[j] - inner)
+@njit(nogil=True)
+def _row_max(x, at, n):
+    """Largest element of a row; NaN may be missed (the sum of exponentials does not miss it)."""
+    a = b = fill(_LOW)
+    i = 0
+    while i + 2 * LANES <= n:
+        a, b = maximum(a, load(x, at + i)), maximum(b, load(x, at + i + LANES))
+        i += 2 * LANES
+    while i < n:
+        a = maximum(where(lanes_below(n - i), load_some(x, at + i, n - i), fill(_LOW)), a)
+        i += LANES
+    return largest(maximum(a, b))
 
 
-@njit(parallel=True, nogil=True)
-def _log_softmax_grad_rows(g, y, out):
-    for i in prange(g.shape[0]):
-        up, log_p, target = g[i], y[i], out[i]
-        total = constant(row_sum(up), up[0])
-        for j in range(up.size):
-            target[j] = up[j] - exp(log_p[j]) * total
+@njit(nogil=True)
+def _exp_row(x, at, n, shift, out, target):
+    """out = exp(x - shift); returns the sum."""
+    s, zero = fill64(0.0), fill(np.float32(0))
+    for i in range(0, n, LANES):
+        e = where(lanes_below(n - i), _exp_negative(load_some(x, at + i, n - i) - shift), zero)
+        s += double(e)
+        store_some(out, target + i, e, n - i)
+    return total(s)
 
 
-@njit(parallel=True, nogil=True)
-def _cross_entropy_rows(logits, labels, smoothing, out):
-    for i in prange(logits.shape[0]):
-        row = logits[i]
-        largest = row_max(row)
-        total = 0.0
-        for v in row:
-            total += exp(v - largest)
-        loss = np.log(total) - (1.0 - smoothing) * (row[labels[i]] - largest)
+@njit(nogil=True)
+def _exp_sum(x, at, n, shift):
+    s, zero = fill64(0.0), fill(np.float32(0))
+    for i in range(0, n, LANES):
+        s += double(where(lanes_below(n - i), _exp_negative(load_some(x, at + i, n - i) - shift), zero))
+    return total(s)
+
+
+@runtime.task
+def softmax_rows(a, part):
+    """Words: parts, rows, n, whether the logarithm is wanted, x, out."""
+    n, x, out = a[2], atomic.f32(a, 4), atomic.f32(a, 5)
+    for r in range(a[1] * part // a[0], a[1] * (part + 1) // a[0]):
+        at = r * n
+        shift = _row_max(x, at, n)
+        if a[3]:
+            rest = np.float32(np.log(_exp_sum(x, at, n, shift)))
+            for i in range(0, n, LANES):
+                store_some(out, at + i, load_some(x, at + i, n - i) - shift - rest, n - i)
+        else:
+            scale = np.float32(1.0 / _exp_row(x, at, n, shift, out, at))
+            for i in range(0, n, LANES):
+                store_some(out, at + i, load_some(out, at + i, n - i) * scale, n - i)
+
+
+@runtime.task
+def softmax_grad_rows(a, part):
+    """Words: parts, rows, n, whether y is a logarithm, g, y, out."""
+    n, g, y, out = a[2], atomic.f32(a, 4), atomic.f32(a, 5), atomic.f32(a, 6)
+    for r in range(a[1] * part // a[0], a[1] * (part + 1) // a[0]):
+        at = r * n
+        s = fill64(0.0)
+        if a[3]:
+            for i in range(0, n, LANES):
+                s += double(load_some(g, at + i, n - i))
+            along = np.float32(total(s))
+            for i in range(0, n, LANES):
+                up = load_some(g, at + i, n - i)
+                store_some(out, at + i, up - _exp(load_some(y, at + i, n - i)) * along, n - i)
+        else:
+            for i in range(0, n, LANES):
+                s += double(load_some(g, at + i, n - i)) * double(load_some(y, at + i, n - i))
+            along = np.float32(total(s))
+            for i in range(0, n, LANES):
+                up = load_some(g, at + i, n - i)
+                store_some(out, at + i, load_some(y, at + i, n - i) * (up - along), n - i)
+
+
+@runtime.task
+def cross_entropy_rows(a, part):
+    """Words: parts, rows, classes, bytes a label, logits, labels' address, out, smoothing. A label out of range gives NaN."""
+    n, x, out, smoothing = a[2], atomic.f32(a, 4), atomic.f32(a, 6), atomic.real(a, 7)
+    for r in range(a[1] * part // a[0], a[1] * (part + 1) // a[0]):
+        at, label = r * n, index_at(a[5], r, a[3])
+        if label < 0 or label >= n:
+            out[r] = np.float32(np.nan)
+            continue
+        shift = _row_max(x, at, n)
+        loss = np.log(_exp_sum(x, at, n, shift)) - (1.0 - smoothing) * (np.float64(x[at + label]) - shift)
         if smoothing != 0.0:
-            loss -= smoothing * (row_sum(row) / row.size - largest)
-        out[i] = loss
+            s = fill64(0.0)
+            for i in range(0, n, LANES):
+                s += double(load_some(x, at + i, n - i))
+            loss -= smoothing * (total(s) / n - shift)
+        out[r] = np.float32(loss)
 
 
-def _along_last(rows: Callable, axis: int, out: np.ndarray, *arrays: np.ndarray) -> None:
-    """Run a kernel of contiguous rows along any axis."""
-    width = out.shape[axis]
-    if axis == out.ndim - 1:
-        rows(*(np.ascontiguousarray(a).reshape(-1, width) for a in arrays), out.reshape(-1, width))
-        return
-    moved = [np.ascontiguousarray(np.moveaxis(a, axis, -1)) for a in arrays]
-    result = np.empty(moved[0].shape, out.dtype)
-    rows(*(a.reshape(-1, width) for a in moved), result.reshape(-1, width))
-    np.copyto(out, np.moveaxis(result, -1, axis))
+# -- other axes: (outer, n, inner), vectors over inner ------------------------------------------------------------------
 
 
-def _serves(x: np.ndarray) -> bool:
-    return x.size >= PARALLEL_FROM and x.dtype.char in "fd"
+@runtime.task
+def softmax_columns(a, part):
+    """Words: parts, outer, n, whether the logarithm is wanted, x, out, inner."""
+    n, inner, x, out = a[2], a[6], atomic.f32(a, 4), atomic.f32(a, 5)
+    tiles = (inner + LANES - 1) // LANES
+    for k in range(a[1] * tiles * part // a[0], a[1] * tiles * (part + 1) // a[0]):
+        column = k % tiles * LANES
+        first, count = k // tiles * n * inner + column, inner - column
+        last = first + n * inner
+        shift = fill(_LOW)
+        for p in range(first, last, inner):
+            shift = maximum(load_some(x, p, count), shift)
+        s = fill64(0.0)
+        for p in range(first, last, inner):
+            e = _exp_negative(load_some(x, p, count) - shift)
+            s += double(e)
+            if not a[3]:
+                store_some(out, p, e, count)
+        if a[3]:
+            rest = _log(single(s))
+            for p in range(first, last, inner):
+                store_some(out, p, load_some(x, p, count) - shift - rest, count)
+        else:
+            scale = single(1.0 / s)
+            for p in range(first, last, inner):
+                store_some(out, p, load_some(out, p, count) * scale, count)
+
+
+@runtime.task
+def softmax_grad_columns(a, part):
+    """Words: parts, outer, n, whether y is a logarithm, g, y, out, inner."""
+    n, inner, g, y, out = a[2], a[7], atomic.f32(a, 4), atomic.f32(a, 5), atomic.f32(a, 6)
+    tiles = (inner + LANES - 1) // LANES
+    for k in range(a[1] * tiles * part // a[0], a[1] * tiles * (part + 1) // a[0]):
+        column = k % tiles * LANES
+        first, count = k // tiles * n * inner + column, inner - column
+        last = first + n * inner
+        s = fill64(0.0)
+        for p in range(first, last, inner):
+            up = double(load_some(g, p, count))
+            s += up if a[3] else up * double(load_some(y, p, count))
+        along = single(s)
+        for p in range(first, last, inner):
+            up, value = load_some(g, p, count), load_some(y, p, count)
+            store_some(out, p, up - _exp(value) * along if a[3] else value * (up - along), count)
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def _plan(rows, columns, logarithm: int, inputs: tuple[Spec, ...], out: Spec, axis: int) -> Plan | None:
+    if not all_float32(*inputs):
+        return None
+    outer, n, inner = math.prod(out.shape[:axis]), out.shape[axis], math.prod(out.shape[axis + 1 :])
+    pieces = outer if inner == 1 else outer * -(-inner // LANES)
+    parts = parts_for(pieces, 8 * out.size)
+
+    def bind(arrays, outputs, workspace):
+        if out.size == 0:
+            return []
+        task, extra = (rows, ()) if inner == 1 else (columns, (inner,))
+        return [runtime.row(task, parts, parts, outer, n, logarithm, *arrays, outputs[0], *extra)]
+
+    return Plan(bind, in_place=tuple(range(len(inputs))))
+
+
+def plan_softmax(x: Spec, *, out: Spec, axis: int) -> Plan | None:
+    return _plan(softmax_rows, softmax_columns, 0, (x,), out, axis)
+
+
+def plan_log_softmax(x: Spec, *, out: Spec, axis: int) -> Plan | None:
+    return _plan(softmax_rows, softmax_columns, 1, (x,), out, axis)
+
+
+def plan_softmax_grad(g: Spec, y: Spec, *, out: Spec, axis: int) -> Plan | None:
+    return _plan(softmax_grad_rows, softmax_grad_columns, 0, (g, y), out, axis)
+
+
+def plan_log_softmax_grad(g: Spec, y: Spec, *, out: Spec, axis: int) -> Plan | None:
+    return _plan(softmax_grad_rows, softmax_grad_columns, 1, (g, y), out, axis)
+
+
+_LABEL_ITEMS = {"int64": 8, "uint64": 8, "int32": 4, "uint8": 1}
+
+
+def plan_cross_entropy(logits: Spec, labels: Spec, *, out: Spec, label_smoothing: float) -> Plan | None:
+    """Loss of each row; a label out of range gives NaN: a plan cannot raise."""
+    item = _LABEL_ITEMS.get(labels.dtype.name)
+    if not all_float32(logits) or item is None:
+        return None
+    rows, classes = logits.shape
+    parts = parts_for(rows, 8 * logits.size)
+
+    def bind(arrays, outputs, workspace):
+        if out.size == 0:
+            return []
+        words = (parts, rows, classes, item, *arrays, outputs[0], float(label_smoothing))
+        return [runtime.row(cross_entropy_rows, parts, *words)]
+
+    return Plan(bind)
+
+
+# -- eager kernels -----------------------------------------------------------------------------------------------------
+
+
+def _planned(planner, arrays: tuple[np.ndarray, ...], out: np.ndarray, axis: int) -> bool:
+    return out.size >= PARALLEL_FROM and carry_out(planner, arrays, (out,), axis=axis)
 
 
 def softmax(x: np.ndarray, *, out: np.ndarray, axis: int) -> None:
     """e^x normalised to sum to one along the axis."""
-    if _serves(x):
-        _along_last(_softmax_rows, axis, out, x)
-    elif x.size:
+    if x.size and not _planned(plan_softmax, (x,), out, axis):
         np.subtract(x, np.maximum.reduce(x, axis, keepdims=True), out)
         np.exp(out, out)
         np.divide(out, np.add.reduce(out, axis, keepdims=True), out)
@@ -102,27 +256,21 @@ def softmax(x: np.ndarray, *, out: np.ndarray, axis: int) -> None:
 
 def log_softmax(x: np.ndarray, *, out: np.ndarray, axis: int) -> None:
     """Logarithm of the softmax along the axis."""
-    if _serves(x):
-        _along_last(_log_softmax_rows, axis, out, x)
-    elif x.size:
+    if x.size and not _planned(plan_log_softmax, (x,), out, axis):
         np.subtract(x, np.maximum.reduce(x, axis, keepdims=True), out)
         np.subtract(out, np.log(np.add.reduce(np.exp(out), axis, keepdims=True)), out)
 
 
 def softmax_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray, axis: int) -> None:
     """Gradient of softmax from its output y: y * (g - sum(g * y))."""
-    if _serves(g):
-        _along_last(_softmax_grad_rows, axis, out, g, y)
-    else:
+    if not _planned(plan_softmax_grad, (g, y), out, axis):
         np.multiply(g, y, out)
         np.multiply(y, g - np.add.reduce(out, axis, keepdims=True), out)
 
 
 def log_softmax_grad(g: np.ndarray, y: np.ndarray, *, out: np.ndarray, axis: int) -> None:
     """Gradient of log_softmax from its output y: g - e^y * sum(g)."""
-    if _serves(g):
-        _along_last(_log_softmax_grad_rows, axis, out, g, y)
-    else:
+    if not _planned(plan_log_softmax_grad, (g, y), out, axis):
         np.multiply(np.exp(y), np.add.reduce(g, axis, keepdims=True), out)
         np.subtract(g, out, out)
 
@@ -135,10 +283,10 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, *, out: np.ndarray, la
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         raise IndexError(f"label {labels[wrong][0]} is out of range for {classes} classes")
-    labels = np.ascontiguousarray(labels, np.int64)
-    if _serves(logits):
-        _cross_entropy_rows(np.ascontiguousarray(logits), labels, float(label_smoothing), out)
-        return
+    if logits.size >= PARALLEL_FROM:
+        labels = np.ascontiguousarray(labels, np.int64)
+        if carry_out(plan_cross_entropy, (logits, labels), (out,), label_smoothing=label_smoothing):
+            return
     shifted = logits - np.maximum.reduce(logits, 1, keepdims=True)
     np.log(np.add.reduce(np.exp(shifted), 1), out)
     chosen = shifted[np.arange(labels.size), labels]

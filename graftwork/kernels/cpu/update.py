@@ -3,43 +3,131 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from .jit import njit
-from .scalars import constant
+from ..plan import Plan, Spec, spec_of
+from . import atomic, runtime
+from .planning import FLOAT32, all_float32, parts_for
+from .simd import LANES
+from .vector import load, load_some, sqrt, store, store_some
 
-PARALLEL_FROM = 1 << 13  # elements; below, a few NumPy ufuncs cost less than starting threads
+PARALLEL_FROM = 1 << 13  # elements; below, a few NumPy ufuncs cost less than preparing a task
 
 
 def _flat(*arrays: np.ndarray) -> bool:
-    """Whether one flat compiled loop may serve the arrays."""
-    kind = arrays[0].dtype
-    return kind.char in "fd" and all(a.flags.c_contiguous and a.dtype is kind for a in arrays)
+    """Whether a task may serve the arrays, and write to them where they lie."""
+    return all(a.flags.c_contiguous and a.dtype == FLOAT32 for a in arrays)
 
 
-@njit(parallel=True, nogil=True)
-def _sgd(param, grad, buf, lr, momentum, nesterov, weight_decay, kept):
-    rate, decay = constant(lr, param), constant(weight_decay, param)
-    mu, share = constant(momentum, param), constant(kept, param)
-    for i in prange(param.size):
-        step = grad[i] + decay * param[i]
-        if momentum != 0.0:
-            buf[i] = mu * buf[i] + share * step
-            step = step + mu * buf[i] if nesterov else buf[i]
-        param[i] -= rate * step
+@runtime.task
+def sgd_step(a, part):
+    """Words: parts, count, param, grad, buffer, rate, momentum, weight decay, nesterov, share of the gradient (reals)."""
+    first, last = a[1] * part // a[0], a[1] * (part + 1) // a[0]
+    param, grad, buf = atomic.f32(a, 2), atomic.f32(a, 3), atomic.f32(a, 4)
+    rate, mu, decay = atomic.f32(a, 5)[0], np.float32(atomic.real(a, 6)), np.float32(atomic.real(a, 7))
+    nesterov, share = a[8], np.float32(atomic.real(a, 9))
+    for i in range(first, last, LANES):
+        count = last - i
+        if count >= LANES:
+            p = load(param, i)
+            step = load(grad, i) + p * decay
+            if mu != np.float32(0):
+                b = load(buf, i) * mu + step * share
+                store(buf, i, b)
+                step = step + b * mu if nesterov else b
+            store(param, i, p - step * rate)
+        else:
+            p = load_some(param, i, count)
+            step = load_some(grad, i, count) + p * decay
+            if mu != np.float32(0):
+                b = load_some(buf, i, count) * mu + step * share
+                store_some(buf, i, b, count)
+                step = step + b * mu if nesterov else b
+            store_some(param, i, p - step * rate, count)
 
 
-@njit(parallel=True, nogil=True)
-def _adam(param, grad, m, v, rate, beta1, beta2, root, epsilon, shrink, weight_decay):
-    b1, b2, pace, eps = constant(beta1, param), constant(beta2, param), constant(rate, param), constant(epsilon, param)
-    r1, r2 = constant(1.0 - beta1, param), constant(1.0 - beta2, param)
-    inverse_root, keep, decay = constant(1.0 / root, param), constant(shrink, param), constant(weight_decay, param)
-    for i in prange(param.size):
-        p = param[i] * keep
-        g = grad[i] + decay * p
-        m[i] = b1 * m[i] + r1 * g
-        v[i] = b2 * v[i] + r2 * g * g
-        param[i] = p - pace * m[i] / (np.sqrt(v[i]) * inverse_root + eps)
+@runtime.task
+def adam_step(a, part):
+    """Words: parts, count, param, grad, m, v, step, rate; beta1, beta2, epsilon, weight decay (reals), decoupled."""
+    first, last = a[1] * part // a[0], a[1] * (part + 1) // a[0]
+    param, grad, m, v = atomic.f32(a, 2), atomic.f32(a, 3), atomic.f32(a, 4), atomic.f32(a, 5)
+    t, rate = np.float64(atomic.f32(a, 6)[0]), np.float64(atomic.f32(a, 7)[0])
+    beta1, beta2, weight_decay = atomic.real(a, 8), atomic.real(a, 9), atomic.real(a, 11)
+    b1, b2, r1, r2 = np.float32(beta1), np.float32(beta2), np.float32(1 - beta1), np.float32(1 - beta2)
+    pace, root = np.float32(rate / (1 - beta1**t)), np.float32(1 / np.sqrt(1 - beta2**t))
+    epsilon = np.float32(atomic.real(a, 10))
+    keep = np.float32(1 - rate * weight_decay) if a[12] else np.float32(1)
+    decay = np.float32(0) if a[12] else np.float32(weight_decay)
+    for i in range(first, last, LANES):
+        count = last - i
+        p = load_some(param, i, count) * keep
+        g = load_some(grad, i, count) + p * decay
+        mean = load_some(m, i, count) * b1 + g * r1
+        square = load_some(v, i, count) * b2 + g * g * r2
+        store_some(m, i, mean, count)
+        store_some(v, i, square, count)
+        store_some(param, i, p - mean * pace / (sqrt(square) * root + epsilon), count)
+
+
+@runtime.task
+def average_step(a, part):
+    """Words: parts, count, running, value, momentum (real)."""
+    first, last = a[1] * part // a[0], a[1] * (part + 1) // a[0]
+    running, value = atomic.f32(a, 2), atomic.f32(a, 3)
+    keep, share = np.float32(atomic.real(a, 4)), np.float32(1 - atomic.real(a, 4))
+    for i in range(first, last, LANES):
+        count = last - i
+        store_some(running, i, load_some(running, i, count) * keep + load_some(value, i, count) * share, count)
+
+
+# -- plans. They have no outputs: `out` is None, and the inputs that are written must be contiguous ---------------------
+
+
+def plan_sgd_update(
+    param: Spec, grad: Spec, buf: Spec, lr: Spec, *, out: None = None, momentum: float, nesterov: bool, weight_decay: float,
+    dampening: float,
+) -> Plan | None:  # fmt: skip
+    if not all_float32(param, grad, buf, lr):
+        return None
+    parts = parts_for(param.size, 2 * param.size)
+
+    def bind(inputs, outputs, workspace):
+        numbers = (float(momentum), float(weight_decay), int(nesterov), 1.0 - dampening)
+        return [runtime.row(sgd_step, parts, parts, param.size, *inputs, *numbers)] if param.size else []
+
+    return Plan(bind)
+
+
+def plan_adam_update(
+    param: Spec, grad: Spec, m: Spec, v: Spec, step: Spec, lr: Spec, *, out: None = None, beta1: float, beta2: float,
+    epsilon: float, weight_decay: float, decoupled: bool,
+) -> Plan | None:  # fmt: skip
+    if not all_float32(param, grad, m, v, step, lr):
+        return None
+    parts = parts_for(param.size, 6 * param.size)
+
+    def bind(inputs, outputs, workspace):
+        numbers = (float(beta1), float(beta2), float(epsilon), float(weight_decay), int(decoupled))
+        return [runtime.row(adam_step, parts, parts, param.size, *inputs, *numbers)] if param.size else []
+
+    return Plan(bind)
+
+
+def plan_moving_average(running: Spec, value: Spec, *, out: None = None, momentum: float) -> Plan | None:
+    if not all_float32(running, value) or running.shape != value.shape:
+        return None
+    parts = parts_for(running.size, running.size)
+
+    def bind(inputs, outputs, workspace):
+        return [runtime.row(average_step, parts, parts, running.size, *inputs, float(momentum))] if running.size else []
+
+    return Plan(bind)
+
+
+# -- eager kernels -----------------------------------------------------------------------------------------------------
+
+
+def _as_float32(number: np.ndarray) -> np.ndarray:
+    return np.asarray(number, np.float32)
 
 
 def sgd_update(
@@ -56,8 +144,9 @@ def sgd_update(
 ) -> None:
     """One step of SGD as PyTorch defines it (Sutskever et al., 2013). Writes param, and buf with momentum."""
     if param.size >= PARALLEL_FROM and _flat(param, grad, buf):
-        flat = (a.reshape(-1) for a in (param, grad, buf))
-        _sgd(*flat, float(lr), float(momentum), bool(nesterov), float(weight_decay), 1.0 - dampening)
+        arrays = (param, grad, buf, _as_float32(lr))
+        attrs = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "dampening": dampening}
+        runtime.call(plan_sgd_update(*map(spec_of, arrays), **attrs), arrays, ())
         return
     step = grad + weight_decay * param if weight_decay else grad
     if momentum:
@@ -86,18 +175,17 @@ def adam_update(
 
     Writes param, m and v. `step` counts from one and has already been incremented.
     """
+    if param.size >= PARALLEL_FROM and _flat(param, grad, m, v):
+        arrays = (param, grad, m, v, _as_float32(step), _as_float32(lr))
+        attrs = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay, "decoupled": decoupled}
+        runtime.call(plan_adam_update(*map(spec_of, arrays), **attrs), arrays, ())
+        return
     t, lr = float(step), float(lr)
     rate, root = lr / (1 - beta1**t), (1 - beta2**t) ** 0.5
-    shrink = 1 - lr * weight_decay if decoupled else 1.0
-    decay = 0.0 if decoupled else float(weight_decay)
-    if param.size >= PARALLEL_FROM and _flat(param, grad, m, v):
-        flat = (a.reshape(-1) for a in (param, grad, m, v))
-        _adam(*flat, rate, float(beta1), float(beta2), root, float(epsilon), float(shrink), decay)
-        return
-    if shrink != 1:
-        np.multiply(param, shrink, param)
-    if decay:
-        grad = grad + decay * param
+    if decoupled:
+        np.multiply(param, 1 - lr * weight_decay, param)
+    elif weight_decay:
+        grad = grad + weight_decay * param
     np.multiply(m, beta1, m)
     np.add(m, grad * (1 - beta1), m)
     np.multiply(v, beta2, v)

@@ -5,9 +5,10 @@ FAMILIES = {
     "hard_sigmoid softplus log1p expm1 sign floor ceil round logical_not leaky_relu elu gelu clip cast add subtract "
     "multiply divide power maximum minimum equal not_equal less less_equal greater greater_equal logical_and logical_or "
     "where relu_grad relu6_grad leaky_relu_grad",
+    "chain": "chain",
     "reduce": "sum mean max min prod argmax argmin cumsum",
     "softmax": "softmax log_softmax softmax_grad log_softmax_grad cross_entropy",
-    "index": "gather scatter_add one_hot concat pad slice_scatter",
+    "index": "gather scatter_add one_hot concat pad slice_scatter contiguous",
     "norm": "batch_norm batch_norm_train batch_norm_grad layer_norm layer_norm_grad",
     "update": "sgd_update adam_update moving_average",
     "counter": "increment",

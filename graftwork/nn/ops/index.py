@@ -200,3 +200,14 @@ def pad(x: Tensor, widths, value: float = 0.0) -> Tensor:
     if x.dtype.kind in "iub" and value != int(value):
         raise DTypeError(f"pad: value {value} does not fit dtype {x.dtype}")
     return PAD(x, widths=widths, value=value, mode="constant")
+
+
+# -- layout --------------------------------------------------------------------------------------------------------
+
+CONTIGUOUS = Op(
+    "contiguous", infer=lambda x: (x.shape, x.dtype), vjp=lambda g, out, x: (g,), keeps_inputs=False, cost=_copies,
+    samples=lambda rng: (
+        Sample((x,)) for x in (normal(rng, 3, 4), normal(rng, 2, 5, 3).transpose(2, 0, 1), normal(rng, 4, 6)[::2, ::-1])
+    ),
+    doc="A copy in row-major order, of whatever view.",
+)  # fmt: skip
