@@ -18,6 +18,8 @@ DTYPES = dict.fromkeys(("conv", "pool", "resize", "norm", "softmax", "update", "
 
 PLANNERS = {
     "conv2d": "conv_select:plan_conv2d",
+    "conv2d_input_grad": "conv_select:plan_conv2d_input_grad",
+    "conv2d_weight_grad": "conv_select:plan_conv2d_weight_grad",
     "linear": "gemm:plan_linear",
     "matmul": "gemm:plan_matmul",
 }
