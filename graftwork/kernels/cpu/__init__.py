@@ -33,7 +33,7 @@ _PLANNED = {
     "random": "dropout dropout_grad",
     "pool": "max_pool2d max_pool2d_grad max_pool2d_take avg_pool2d avg_pool2d_grad",
     "resize": "resize resize_grad",
-    "conv_select": "conv2d",
+    "conv_select": "conv2d conv2d_input_grad conv2d_weight_grad",
     "gemm": "linear matmul",
 }
 PLANNERS = {op: f"{module}:plan_{op}" for module, ops in _PLANNED.items() for op in ops.split()}

@@ -265,7 +265,7 @@ def plan_linear(x: Spec, w: Spec, b: Spec | None = None, r: Spec | None = None, 
     return plan_product(m, n, k, activation_code(activation), strided=len(out.shape) > 1)
 
 
-def plan_product(m: int, n: int, k: int, code: int, strided: bool) -> Plan:
+def plan_product(m: int, n: int, k: int, code: int, strided: bool, pack: Pack | None = None) -> Plan:
     """Rows of k values by a packed weight matrix (k, n), with bias and residual where they are given."""
     layout = layout_of(m, n, k, 1, (k, 1), True)
     offsets = np.zeros((1, 3), np.int64)
@@ -279,7 +279,7 @@ def plan_product(m: int, n: int, k: int, code: int, strided: bool) -> Plan:
         )  # fmt: skip
 
     return Plan(
-        bind, workspace=layout[2] * 4 * layout[3], packs={1: pack_matrix(k, n)}, strided=strided,
+        bind, workspace=layout[2] * 4 * layout[3], packs={1: pack or pack_matrix(k, n)}, strided=strided,
         strided_inputs=(0, 3) if strided else (), in_place=(), variant="gemm",
     )  # fmt: skip
 
