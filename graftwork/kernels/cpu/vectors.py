@@ -160,6 +160,30 @@ def offset(typing_context, pointer, elements):
     return pointer(pointer, INT), code
 
 
+@intrinsic
+def copy_vector(typing_context, target, source):
+    """LANES floats from `source` to `target`."""
+
+    def code(context, builder, signature, arguments):
+        e = Emitter(context, builder)
+        e.store(e.load(arguments[1]), arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(F32, F32), code
+
+
+@intrinsic
+def zero_vector(typing_context, target):
+    """LANES zeros to `target`."""
+
+    def code(context, builder, signature, arguments):
+        e = Emitter(context, builder)
+        e.store(e.constant(0), arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(F32), code
+
+
 @cache
 def stack(elements: int):
     """A function () -> pointer to room for so many float32 on the stack of the calling function, aligned to 64 bytes."""

@@ -26,7 +26,7 @@ from . import atomic, runtime, scalars
 from . import winograd_transforms as transforms
 from .jit import njit
 from .simd import LANES, tile
-from .vectors import PANEL, offset, stack
+from .vectors import PANEL, copy_vector, offset, stack, zero_vector
 
 (_PHASE, _COUNTER, _X, _U, _B, _R, _Y, _V, _M, _ZEROS, _H, _W, _C, _OH, _OW, _COUT, _PITCH, _TOP, _LEFT, _TY, _TX, _FIRST,
  _COUNT, _STEP, _POSITION, _VSIZE, _MSIZE, _LOW, _HIGH, _CODE, _PARTS) = range(31)  # fmt: skip
@@ -82,17 +82,15 @@ def _fill_patch(patch, source, row, pixel, rows, columns, y, x, height, width, l
     """patch[rows, columns, LANES] = the image around (y, x), which is where `source` points; zeros outside."""
     for i in range(rows):
         for j in range(columns):
-            to = (i * columns + j) * LANES
+            to, at = offset(patch, (i * columns + j) * LANES), i * row + j * pixel
             inside = 0 <= y + i < height and 0 <= x + j < width
-            at, valid = i * row + j * pixel, lanes if inside else 0
-            if valid == LANES:
-                for k in range(LANES):
-                    patch[to + k] = source[at + k]
+            if inside and lanes == LANES:
+                copy_vector(to, offset(source, at))
             else:
-                for k in range(valid):
-                    patch[to + k] = source[at + k]
-                for k in range(valid, LANES):
-                    patch[to + k] = 0
+                zero_vector(to)
+                if inside:
+                    for k in range(lanes):
+                        to[k] = source[at + k]
 
 
 @register_jitable
