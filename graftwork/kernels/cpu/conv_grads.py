@@ -17,9 +17,7 @@ import numpy as np
 
 from ..plan import Pack, Plan, Spec
 from . import atomic, caches, runtime
-from .conv_gemm import (
-    SERIAL_BELOW, Layout, Sizes, Steps, Window, _steps, convolution_rows, copy_lines, layout_of,
-)  # fmt: skip
+from .conv_gemm import SERIAL_BELOW, Layout, Sizes, Steps, Window, _steps, convolution_rows, copy_lines, layout_of  # fmt: skip
 from .gemm import FLOAT32, NOWHERE, pack_panel, pack_weights, plan_product
 from .jit import njit
 from .simd import LANES, PANEL

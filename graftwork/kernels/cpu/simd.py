@@ -19,7 +19,6 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-
 _AVX2, _AVX512 = "+avx2,+fma", "+avx2,+fma,+avx512f"
 _FEATURES_OF = dict.fromkeys(("haswell", "broadwell", "skylake", "alderlake", "znver1", "znver2", "znver3"), _AVX2)
 _FEATURES_OF |= dict.fromkeys(("skylake-avx512", "cascadelake", "icelake-server", "sapphirerapids", "znver4", "znver5"), _AVX512)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -28,7 +27,7 @@ from numba.extending import intrinsic
 from . import scalars, simd
 from .jit import STAMP
 from .runtime import Task
-from .simd import LANES, PANEL, ROWS
+from .simd import LANES, ROWS
 
 _F32, _I64 = types.CPointer(types.float32), types.CPointer(types.int64)
 _FLOAT, _INT, _BOOL = ir.FloatType(), ir.IntType(64), ir.IntType(1)
