@@ -21,43 +21,46 @@ from .. import plan as plans
 from . import atomic, runtime, scalars
 from .jit import njit
 from .simd import LANES
-from .vectors import F32, INT, Emitter, address_of, offset, stack
+from .vectors import F32, INT, Emitter, address_of, copy_vector, offset, stack
 
 ROWS, PIXELS = 2, 4  # of an output block
 ACTIVATIONS = {None: 0, "relu": 0, "relu6": 0, "silu": 1, "hard_swish": 2, "sigmoid": 3, "hard_sigmoid": 4, "tanh": 5, "gelu": 6}
 _RANGE = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 (_X, _K, _B, _R, _Y, _ZEROS, _N, _H, _W, _C, _OH, _OW, _COUT, _PITCH, _TOP, _LEFT, _SH, _SW, _DH, _DW, _KH, _KW, _KROW, _KCOL,
  _LINES, _GROUPS, _CHANNELS, _LOW, _HIGH, _CODE, _PARTS, _SUMS) = range(32)  # fmt: skip
-_row_addresses, _one_address, _dump = stack(16, types.int64), stack(8, types.int64), stack(LANES)
+_row_addresses, _one_address = stack(16, types.int64), stack(8, types.int64)
+_block_patch = stack(ROWS * PIXELS * LANES)
 
 
 # -- the block of registers ------------------------------------------------------------------------------------------
 
 
-def _block(kh: int, kw: int, stride: int):
-    """(rows, column, pixel, pw, w_row, w_column, bias, r, r_row, r_pixel, y, y_row, y_pixel, dump, first, last, high, wide, low, top)
+def _block(kh: int, kw: int, stride: int, masked: bool):
+    """(rows, column, pixel, channel, pw, w_row, w_column, bias, y, y_row, y_pixel, first, last, low, high)
 
-    rows: addresses of the input rows. Input column q of the block is `column + q * pixel` elements into a row, and counts if
-    first <= q < last. `high` x `wide` outputs are written; `dump` receives the rest. Values are kept within low ... top.
+    rows: addresses of the input rows. Input column q of the block is `column + q * pixel + channel` elements into a row; if the
+    block is `masked`, it counts as zeros unless first <= q < last. Values are kept within low ... high.
     """
     lines, columns = (ROWS - 1) * stride + kh, (PIXELS - 1) * stride + kw
 
     @intrinsic
-    def block(typing_context, rows, column, pixel, pw, w_row, w_column, bias, r, r_row, r_pixel, y, y_row, y_pixel, dump, first,
-              last, high, wide, low, top):  # fmt: skip
+    def block(typing_context, rows, column, pixel, channel, pw, w_row, w_column, bias, y, y_row, y_pixel, first, last, low,
+              high):  # fmt: skip
         def code(context, builder, _, arguments):
             e = Emitter(context, builder)
-            rows, column, pixel, pw, w_row, w_column, bias, r, r_row, r_pixel = arguments[:10]
-            y, y_row, y_pixel, dump, first, last, high, wide, low, top = arguments[10:]
-            valid = [e.both(builder.not_(e.less(q, first)), e.less(q, last)) for q in range(columns)]
-            masks = [e.mask(v) for v in valid]
-            safe = e.plus(column, builder.mul(first, pixel))  # where a masked column is read: inside the row
-            at = [builder.select(v, e.plus(column, e.times(pixel, q)), safe) for q, v in enumerate(valid)]
+            rows, column, pixel, channel, pw, w_row, w_column, bias, y, y_row, y_pixel, first, last, low, high = arguments
+            at = [e.plus(column, e.times(pixel, q)) for q in range(columns)]
+            if masked:
+                valid = [e.both(builder.not_(e.less(q, first)), e.less(q, last)) for q in range(columns)]
+                safe = e.plus(column, builder.mul(first, pixel))  # where a masked column is read: inside the row
+                masks, at = [e.mask(v) for v in valid], [builder.select(v, a, safe) for v, a in zip(valid, at, strict=True)]
             start = e.load(bias)
             sums = {(i, p): start for i in range(ROWS) for p in range(PIXELS)}
             for line in range(lines):
-                source = e.pointer(rows, line)
-                values = [e.keep(e.load(source, at[q]), masks[q]) for q in range(columns)]
+                source = e.at(e.pointer(rows, line), channel)
+                values = [e.load(source, a) for a in at]
+                if masked:
+                    values = [e.keep(v, m) for v, m in zip(values, masks, strict=True)]
                 for i in range(ROWS):
                     ky = line - i * stride
                     if not 0 <= ky < kh:
@@ -66,34 +69,29 @@ def _block(kh: int, kw: int, stride: int):
                         weight = e.load(pw, e.plus(e.times(w_row, ky), e.times(w_column, kx)))
                         for p in range(PIXELS):
                             sums[i, p] = e.fma(values[p * stride + kx], weight, sums[i, p])
-            lowest, highest = e.splat(low), e.splat(top)
+            lowest, highest = e.splat(low), e.splat(high)
             for (i, p), value in sums.items():
-                inside = e.both(e.less(i, high), e.less(p, wide))
-                other = e.select_index(inside, e.plus(e.times(r_row, i), e.times(r_pixel, p)))
-                value = e.clamp(e.add(value, e.load(r, other)), lowest, highest)
-                place = e.plus(e.times(y_row, i), e.times(y_pixel, p))
-                e.store(value, builder.select(inside, e.at(y, place), dump))
+                e.store(e.clamp(value, lowest, highest), e.at(y, e.times(y_row, i)), e.times(y_pixel, p))
             return context.get_dummy_value()
 
-        floats = types.float32
         words = types.CPointer(types.int64)
-        return types.void(words, INT, INT, F32, INT, INT, F32, F32, INT, INT, F32, INT, INT, F32, INT, INT, INT, INT, floats,
-                          floats), code  # fmt: skip
+        return types.void(words, INT, INT, INT, F32, INT, INT, F32, F32, INT, INT, INT, INT, types.float32, types.float32), code
 
     return block
 
 
-_3x3, _3x3s2, _5x5, _5x5s2 = _block(3, 3, 1), _block(3, 3, 2), _block(5, 5, 1), _block(5, 5, 2)
+_3x3, _3x3s2, _5x5, _5x5s2 = (_block(k, k, s, False) for k in (3, 5) for s in (1, 2))
+_3x3_edge, _3x3s2_edge, _5x5_edge, _5x5s2_edge = (_block(k, k, s, True) for k in (3, 5) for s in (1, 2))
 
 
 @intrinsic
-def _taps(typing_context, px, x_row, x_column, pw, w_row, w_column, high, wide, bias, r, y, low, top):
-    """y = clamp(bias + r + sum over high x wide taps of x * w), LANES channels of one pixel; rows and columns of taps are as
+def _taps(typing_context, px, x_row, x_column, pw, w_row, w_column, high, wide, bias, y, low, top):
+    """y = clamp(bias + sum over high x wide taps of x * w), LANES channels of one pixel; rows and columns of taps are as
     far apart in x and w as the steps say."""
 
     def code(context, builder, _, arguments):
         e = Emitter(context, builder)
-        px, x_row, x_column, pw, w_row, w_column, high, wide, bias, r, y, low, top = arguments
+        px, x_row, x_column, pw, w_row, w_column, high, wide, bias, y, low, top = arguments
 
         def line(i, total):
             source, weights = e.at(px, builder.mul(i, x_row)), e.at(pw, builder.mul(i, w_row))
@@ -105,20 +103,25 @@ def _taps(typing_context, px, x_row, x_column, pw, w_row, w_column, high, wide, 
             return e.loop(wide, total, tap)
 
         (total,) = e.loop(high, [e.load(bias)], line)
-        e.store(e.clamp(e.add(total, e.load(r)), e.splat(low), e.splat(top)), y)
+        e.store(e.clamp(total, e.splat(low), e.splat(top)), y)
         return context.get_dummy_value()
 
-    return types.void(F32, INT, INT, F32, INT, INT, INT, INT, F32, F32, F32, types.float32, types.float32), code
+    return types.void(F32, INT, INT, F32, INT, INT, INT, INT, F32, F32, types.float32, types.float32), code
 
 
 # -- compiled --------------------------------------------------------------------------------------------------------
 
 
 @njit(nogil=True, boundscheck=False)
-def _activate(y, pixels, pitch, channels, code):
-    """The activations that are not a clamp, in place on `pixels` x `channels` values."""
+def _finish(y, pitch, r, r_pitch, pixels, channels, code, low, high):
+    """What the sums still lack, in place on `pixels` x `channels` values: the residual (r_pitch > 0), then the activation."""
     for i in range(pixels):
-        to = offset(y, i * pitch)
+        to, other = offset(y, i * pitch), offset(r, i * r_pitch)
+        if r_pitch > 0:
+            for k in range(channels):
+                value = to[k] + other[k]
+                value = low if value < low else value
+                to[k] = high if value > high else value
         if code == 1:
             for k in range(channels):
                 to[k] = scalars.silu(to[k])
@@ -134,7 +137,7 @@ def _activate(y, pixels, pitch, channels, code):
         elif code == 5:
             for k in range(channels):
                 to[k] = scalars.tanh(to[k])
-        else:
+        elif code == 6:
             for k in range(channels):
                 to[k] = scalars.gelu(to[k])
 
@@ -148,16 +151,17 @@ def _channel_range(a, group):
 
 
 @register_jitable
-def _run_blocks(a, part, block, stride, kh, kw):
+def _run_blocks(a, part, block, edge, stride, kh, kw):
     """Part = (image, share of the lines, group of channels). At least LANES channels."""
     height, width, channels, out_height, out_width = a[_H], a[_W], a[_C], a[_OH], a[_OW]
     x, weights, y, zeros = atomic.f32(a, _X), atomic.f32(a, _K), atomic.f32(a, _Y), atomic.f32(a, _ZEROS)
-    b, r, pitch, left = atomic.f32(a, _B), atomic.f32(a, _R), a[_PITCH], a[_LEFT]
+    b, r, pitch, left, krow, kcol = atomic.f32(a, _B), atomic.f32(a, _R), a[_PITCH], a[_LEFT], a[_KROW], a[_KCOL]
     low, high = np.float32(atomic.real(a, _LOW)), np.float32(atomic.real(a, _HIGH))
+    least, most = (low, high) if a[_R] == 0 else (np.float32(-np.inf), np.float32(np.inf))
     shares = (out_height + a[_LINES] - 1) // a[_LINES]
     image, share, group = part // (shares * a[_GROUPS]), part // a[_GROUPS] % shares, part % a[_GROUPS]
     first_channel, last_channel = _channel_range(a, group)
-    rows, dump = _row_addresses(), _dump()
+    rows, patch = _row_addresses(), _block_patch()
     columns = (PIXELS - 1) * stride + kw
     for line in range(share * a[_LINES], min((share + 1) * a[_LINES], out_height), ROWS):
         count = min(ROWS, min((share + 1) * a[_LINES], out_height) - line)
@@ -168,42 +172,54 @@ def _run_blocks(a, part, block, stride, kh, kw):
         for pixel in range(0, out_width, PIXELS):
             start, wide = pixel * stride - left, min(PIXELS, out_width - pixel)
             first, last = max(0, -start), min(columns, width - start)
-            if first >= columns or last <= 0 or first >= last:
-                first, last = -start, -start  # no column of this block counts; any that can be read will do
-            place = (image * out_height + line) * out_width + pixel
+            if first >= last:  # no column of this block counts; any that can be read will do
+                first, last = -start, -start
+            place, column = (image * out_height + line) * out_width + pixel, start * channels
+            whole = count == ROWS and wide == PIXELS
+            if whole and first == 0 and last == columns:
+                for channel in range(first_channel, last_channel, LANES):
+                    c = min(channel, channels - LANES)
+                    bias = offset(b, c) if a[_B] != 0 else zeros
+                    block(rows, column, channels, c, offset(weights, c), krow, kcol, bias, offset(y, place * pitch + c),
+                          out_width * pitch, pitch, first, last, least, most)  # fmt: skip
+                continue
             for channel in range(first_channel, last_channel, LANES):
                 c = min(channel, channels - LANES)
-                bias, other = offset(b, c) if a[_B] != 0 else zeros, zeros
-                r_row, r_pixel = 0, 0
-                if a[_R] != 0:
-                    other, r_row, r_pixel = offset(r, place * channels + c), out_width * channels, channels
-                block(rows, start * channels + c, channels, offset(weights, c), a[_KROW], a[_KCOL], bias, other, r_row, r_pixel,
-                      offset(y, place * pitch + c), out_width * pitch, pitch, dump, first, last, count, wide,
-                      low, high)  # fmt: skip
-        if a[_CODE] != 0:
-            for i in range(count):
-                to = offset(y, ((image * out_height + line + i) * out_width) * pitch + first_channel)
-                _activate(to, out_width, pitch, last_channel - first_channel, a[_CODE])
+                bias, to = offset(b, c) if a[_B] != 0 else zeros, offset(y, place * pitch + c)
+                if whole:
+                    edge(rows, column, channels, c, offset(weights, c), krow, kcol, bias, to, out_width * pitch, pitch, first,
+                         last, least, most)  # fmt: skip
+                    continue
+                edge(rows, column, channels, c, offset(weights, c), krow, kcol, bias, patch, PIXELS * LANES, LANES, first, last,
+                     least, most)  # fmt: skip
+                for i in range(count):
+                    for j in range(wide):
+                        copy_vector(offset(to, (i * out_width + j) * pitch), offset(patch, (i * PIXELS + j) * LANES))
+        if a[_CODE] != 0 or a[_R] != 0:
+            at, values = (image * out_height + line) * out_width, last_channel - first_channel
+            to, other = offset(y, at * pitch + first_channel), offset(r, at * channels + first_channel)
+            r_pitch = channels if a[_R] != 0 else 0
+            _finish(to, pitch, other, r_pitch, count * out_width, values, a[_CODE], low, high)
 
 
 @runtime.task
 def depthwise_3x3(a, part):
-    _run_blocks(a, part, _3x3, 1, 3, 3)
+    _run_blocks(a, part, _3x3, _3x3_edge, 1, 3, 3)
 
 
 @runtime.task
 def depthwise_3x3s2(a, part):
-    _run_blocks(a, part, _3x3s2, 2, 3, 3)
+    _run_blocks(a, part, _3x3s2, _3x3s2_edge, 2, 3, 3)
 
 
 @runtime.task
 def depthwise_5x5(a, part):
-    _run_blocks(a, part, _5x5, 1, 5, 5)
+    _run_blocks(a, part, _5x5, _5x5_edge, 1, 5, 5)
 
 
 @runtime.task
 def depthwise_5x5s2(a, part):
-    _run_blocks(a, part, _5x5s2, 2, 5, 5)
+    _run_blocks(a, part, _5x5s2, _5x5s2_edge, 2, 5, 5)
 
 
 @register_jitable
@@ -219,7 +235,8 @@ def depthwise_any(a, part):
     height, width, channels, out_height, out_width, cout = a[_H], a[_W], a[_C], a[_OH], a[_OW], a[_COUT]
     x, weights, y, zeros = atomic.f32(a, _X), atomic.f32(a, _K), atomic.f32(a, _Y), atomic.f32(a, _ZEROS)
     b, r, pitch, multiplier = atomic.f32(a, _B), atomic.f32(a, _R), a[_PITCH], cout // channels
-    low, top = np.float32(atomic.real(a, _LOW)), np.float32(atomic.real(a, _HIGH))
+    low, high = np.float32(atomic.real(a, _LOW)), np.float32(atomic.real(a, _HIGH))
+    least, most = (low, high) if a[_R] == 0 else (np.float32(-np.inf), np.float32(np.inf))
     lines = a[_N] * out_height
     for line in range(part * lines // a[_PARTS], (part + 1) * lines // a[_PARTS]):
         image, iy = line // out_height, line % out_height * a[_SH] - a[_TOP]
@@ -230,25 +247,24 @@ def depthwise_any(a, part):
             source = offset(x, ((image * height + iy + ky * a[_DH]) * width + ix + kx * a[_DW]) * channels)
             kernel, place = offset(weights, ky * a[_KROW] + kx * a[_KCOL]), line * out_width + pixel
             row, column = a[_DH] * width * channels, a[_DW] * channels
-            to, other = offset(y, place * pitch), offset(r, place * cout)
+            to = offset(y, place * pitch)
             if multiplier == 1 and channels >= LANES:
                 for channel in range(0, channels, LANES):
                     c = min(channel, channels - LANES)
                     bias = offset(b, c) if a[_B] != 0 else zeros
-                    added = offset(other, c) if a[_R] != 0 else zeros
                     _taps(offset(source, c), row, column, offset(kernel, c), a[_KROW], a[_KCOL], ky_end - ky, kx_end - kx, bias,
-                          added, offset(to, c), low, top)  # fmt: skip
+                          offset(to, c), least, most)  # fmt: skip
                 continue
             for c in range(cout):
                 total = b[c] if a[_B] != 0 else np.float32(0)
                 for i in range(ky_end - ky):
                     for j in range(kx_end - kx):
                         total += source[i * row + j * column + c // multiplier] * kernel[i * a[_KROW] + j * a[_KCOL] + c]
-                total += other[c] if a[_R] != 0 else np.float32(0)
-                total = low if total < low else total
-                to[c] = top if total > top else total
-        if a[_CODE] != 0:
-            _activate(offset(y, line * out_width * pitch), out_width, pitch, cout, a[_CODE])
+                total = least if total < least else total
+                to[c] = most if total > most else total
+        if a[_CODE] != 0 or a[_R] != 0:
+            to, other = offset(y, line * out_width * pitch), offset(r, line * out_width * cout)
+            _finish(to, pitch, other, cout if a[_R] != 0 else 0, out_width, cout, a[_CODE], low, high)
 
 
 # -- gradients -------------------------------------------------------------------------------------------------------
@@ -293,7 +309,7 @@ def depthwise_input_grad_any(a, part):
             if multiplier == 1 and channels >= LANES:
                 for channel in range(0, channels, LANES):
                     c = min(channel, channels - LANES)
-                    _taps(offset(source, c), row, column, offset(kernel, c), krow, kcol, high, wide, zeros, zeros, offset(to, c),
+                    _taps(offset(source, c), row, column, offset(kernel, c), krow, kcol, high, wide, zeros, offset(to, c),
                           low, top)  # fmt: skip
                 continue
             for c in range(channels):
