@@ -20,6 +20,10 @@ from .op import Op, bytes_moved
 from .tensor import Tensor
 
 
+class Outgrown(GraphError):
+    """A state tensor has got another shape or dtype than its graph was made for."""
+
+
 class Value:
     """One array of the graph: name, shape, dtype. `node`: what computes it, None for inputs, states and constants."""
 
@@ -149,8 +153,15 @@ class Graph:
         return found
 
     def written(self) -> set[Value]:
-        """States (and buffers) that some node changes in place."""
+        """States that some node changes in place."""
         return {value for node in self.nodes for value in node.writes}
+
+    @staticmethod
+    def viewed(value: Value) -> Value:
+        """The value whose memory `value` is a view of; itself if it is no view."""
+        while value.node is not None and value.node.op.view is not None:
+            value = value.node.inputs[0]
+        return value
 
     def replace(self, old: Value, new: Value) -> None:
         """Read `new` wherever `old` was read."""

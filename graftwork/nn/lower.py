@@ -18,10 +18,10 @@ import numpy as np
 from ..kernels import registry
 from ..kernels.cpu import runtime
 from ..kernels.plan import Plan, Spec, aligned_empty
-from .autograd import Changes, mark_written
-from .graph import Graph, Node, Value
+from .autograd import Changes, mark_written, memory
+from .graph import Graph, Node, Outgrown, Value
 from .memory import Buffer, arrange, lower_bound
-from .tensor import ahead
+from .tensor import protect
 
 
 class _Internal:
@@ -69,6 +69,8 @@ class Executable:
         self.places: dict[Value, Place] = {}
         self.slices: dict[tuple[Node, int], Value] = {}  # parts of concatenations that are copied there
         self.seen = -1
+        self.states = list(graph.states.values())
+        self.held: list[int] = []  # ids of the states' arrays
         self.versions: dict[Value, tuple] = {}
         self.generation = 0
         self.steps = self._plan(body)
@@ -238,18 +240,36 @@ class Executable:
                 mark_written(t)
 
     def refresh(self) -> None:
-        """Compute ahead again what depends on states that have changed."""
-        if self.seen == Changes.values:
+        """Compute ahead again what depends on states that have changed. Raises Outgrown if one has another shape or dtype."""
+        if self.seen == Changes.values and self.held == [id(t.data) for t in self.states]:
             return
         with self.lock:
             seen = Changes.values
-            versions = {v: (id(t.data), t.written if v in self.fixed else 0) for v, t in self.graph.states.items()}
-            if versions != self.versions:
+            for value, t in self.graph.states.items():
+                if t.data.shape != value.shape or t.data.dtype != value.dtype or not isinstance(t.data, np.ndarray):
+                    raise Outgrown(f"{value.name} is {t.dtype}{list(t.shape)} on {t.device} now; the graph was made for {value.spec}")
+            if self._versions() != self.versions:
+                self._protect()
+                versions = self._versions()
                 self._compute_ahead()
                 self.versions = versions
                 self.generation += 1
                 self.free.clear()
+            self.held = [id(t.data) for t in self.states]
             self.seen = seen
+
+    def _versions(self) -> dict[Value, tuple]:
+        """What tells whether a state has been exchanged or, where something may depend on its values, written."""
+        return {
+            v: (id(t.data), Changes.written.get(id(memory(t.data)), 0) if v in self.fixed else 0)
+            for v, t in self.graph.states.items()
+        }
+
+    def _protect(self) -> None:
+        sources = {v for n in self.ahead_nodes for v in n.inputs} | {source for source, _ in self.packs.values()}
+        for value, t in self.graph.states.items():
+            if value in sources:
+                protect(t)
 
     def _compute_ahead(self) -> None:
         arrays = dict(self.graph.constants) | {v: t.data for v, t in self.graph.states.items()}
@@ -260,9 +280,6 @@ class Executable:
             runtime.run(pack.bind(np.ascontiguousarray(arrays[source]), target))
             arrays[value] = target
         self.arrays = arrays
-        for value in {v for n in self.ahead_nodes for v in n.inputs} | {source for source, _ in self.packs.values()}:
-            if value in self.graph.states:
-                ahead[id(self.graph.states[value])] = self.graph.states[value]
 
 
 class Instance:

@@ -32,7 +32,8 @@ def _open(graph: Graph, value: Value, until: Node) -> Node | None:
 def unwritten_between(graph: Graph, node: Node, until: Node) -> bool:
     """Whether `node` may be computed at the place of `until`: nothing in between changes what it reads."""
     start, stop = graph.nodes.index(node), graph.nodes.index(until)
-    return not any(v in node.inputs for n in graph.nodes[start + 1 : stop] for v in n.writes)
+    read = {graph.viewed(v) for v in node.inputs}
+    return not any(v in read for n in graph.nodes[start + 1 : stop] for v in n.writes)
 
 
 def _fuse_sum(graph: Graph, node: Node) -> bool:
