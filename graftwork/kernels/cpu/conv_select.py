@@ -10,7 +10,9 @@ from . import conv_gemm, conv_grads
 
 # Kernels for special shapes, asked first: modules with supports(x, w, stride, padding, dilation, groups) and plan(x, w, b, r,
 # out=..., ...), and perhaps the same for gradients.
-_SPECIAL = tuple(import_module(f"{__package__}.{name}") for name in ("winograd", "depthwise") if find_spec(f"{__package__}.{name}"))
+_SPECIAL = tuple(
+    import_module(f"{__package__}.{name}") for name in ("winograd", "depthwise") if find_spec(f"{__package__}.{name}")
+)
 
 
 def plan_conv2d(
@@ -38,7 +40,9 @@ def plan_conv2d_input_grad(g: Spec, w: Spec, *, out: Spec, input_shape, stride, 
     return conv_grads.plan_input_grad(g, w, out=out, input_shape=input_shape, **geometry)
 
 
-def plan_conv2d_weight_grad(x: Spec, g: Spec, *, out: Spec, kernel_shape, stride, padding, dilation, groups: int) -> Plan | None:
+def plan_conv2d_weight_grad(
+    x: Spec, g: Spec, *, out: Spec, kernel_shape, stride, padding, dilation, groups: int
+) -> Plan | None:
     """The plan of the gradient in w."""
     if x.dtype != conv_gemm.FLOAT32 or 0 in x.shape or 0 in g.shape or 0 in out.shape:
         return None
