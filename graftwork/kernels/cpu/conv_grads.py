@@ -280,6 +280,6 @@ def _correlation(x: Spec, g: Spec, out: Spec, stride, padding, dilation, groups:
     floats = lines_floats + (len(offsets) * columns * PANEL if packs else 0)
     rows = kw * channels if merged else channels
     return Correlation(
-        chunks, lines, per_image, columns, x_line, together, copies, span, reach, rows, starts, offsets, per, panel_parts, shares,
-        lines_floats, -(-floats // 16) * 16,
+        chunks, lines, per_image, columns, x_line, together, copies, span, reach, rows, starts, offsets, per, panel_parts,
+        shares, lines_floats, -(-floats // 16) * 16,
     )  # fmt: skip
