@@ -48,6 +48,20 @@ class Emitter:
             total = self.builder.add(total, self.index(index))
         return total
 
+    def select_index(self, condition, index):
+        """`index` if `condition`, else 0."""
+        return self.builder.select(condition, index, _I64(0))
+
+    def less(self, a, b):
+        return self.builder.icmp_signed("<", self.index(a), self.index(b))
+
+    def both(self, a, b):
+        return self.builder.and_(a, b)
+
+    def pointer(self, words, i: int):
+        """The pointer to floats whose address is word `i`."""
+        return self.builder.inttoptr(self.builder.load(self.at(words, i)), _FLOAT.as_pointer())
+
     def at(self, pointer, offset):
         return self.builder.gep(pointer, [self.index(offset)])
 
@@ -85,6 +99,37 @@ class Emitter:
         """`value` within vectors `low` and `high`; NaN stays NaN."""
         value = self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
         return self.builder.select(self.builder.fcmp_ordered(">", value, high), high, value)
+
+    def keep(self, value, mask):
+        """`value` where `mask`, an integer vector of ones, is set; else 0 (also for a NaN)."""
+        bits = self.builder.and_(self.builder.bitcast(value, mask.type), mask)
+        return self.builder.bitcast(bits, value.type)
+
+    def mask(self, condition):
+        """An i1 as a mask for `keep`."""
+        return self.splat(self.builder.sext(condition, _I32))
+
+    def loop(self, count, values, body) -> list:
+        """`for i in range(count): values = body(i, values)` with the values in registers; `count` may be 0."""
+        builder, entry = self.builder, self.builder.block
+        head, inside, end = (builder.append_basic_block(name) for name in ("loop", "inside", "done"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        index = builder.phi(_I64)
+        index.add_incoming(_I64(0), entry)
+        carried = []
+        for value in values:
+            carried.append(builder.phi(value.type))
+            carried[-1].add_incoming(value, entry)
+        builder.cbranch(builder.icmp_signed("<", index, count), inside, end)
+        builder.position_at_end(inside)
+        results = body(index, carried)
+        index.add_incoming(builder.add(index, _I64(1)), builder.block)
+        for phi, value in zip(carried, results, strict=True):
+            phi.add_incoming(value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(end)
+        return carried
 
     def weighted_sum(self, weights, values):
         """Sum of weights[k] * values[k], Python numbers times vectors; at least one weight is not 0."""
@@ -141,8 +186,18 @@ class Emitter:
 
 
 @intrinsic
-def address_of(typing_context, number):
-    """The pointer to float32 whose address is an integer."""
+def address_of(typing_context, pointer):
+    """The address of a pointer to float32, as an integer."""
+
+    def code(context, builder, signature, arguments):
+        return builder.ptrtoint(arguments[0], _I64)
+
+    return types.int64(F32), code
+
+
+@intrinsic
+def pointer_to(typing_context, address):
+    """The pointer to float32 with this address."""
 
     def code(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], _FLOAT.as_pointer())
@@ -185,16 +240,18 @@ def zero_vector(typing_context, target):
 
 
 @cache
-def stack(elements: int):
-    """A function () -> pointer to room for so many float32 on the stack of the calling function, aligned to 64 bytes."""
+def stack(elements: int, kind=types.float32):
+    """A function () -> pointer to room for so many float32 (or int64) on the stack of the calling function, aligned to 64
+    bytes."""
+    element = _FLOAT if kind is types.float32 else _I64
 
     @intrinsic
     def room(typing_context):
         def code(context, builder, signature, arguments):
-            array = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, elements))
+            array = cgutils.alloca_once(builder, ir.ArrayType(element, elements))
             array.align = 64
-            return builder.bitcast(array, _FLOAT.as_pointer())
+            return builder.bitcast(array, element.as_pointer())
 
-        return F32(), code
+        return types.CPointer(kind)(), code
 
     return room
