@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..plan import Plan, Spec
 from . import conv_gemm, conv_grads, depthwise, winograd
+from .simd import LANES
 
 
-def plan_conv2d(x: Spec, w: Spec, b: Spec | None = None, r: Spec | None = None, *, out: Spec, activation=None,
-                **geometry: Any) -> Plan | None:  # fmt: skip
+def plan_conv2d(
+    x: Spec, w: Spec, b: Spec | None = None, r: Spec | None = None, *, out: Spec, stride, padding, dilation, groups: int,
+    activation=None,
+) -> Plan | None:  # fmt: skip
     """The plan of out = activation(x * w + b + r); None where only the plain kernels can do it (float64, empty arrays)."""
-    if _is_plain(x, w, out):
+    if x.dtype != conv_gemm.FLOAT32 or 0 in x.shape or 0 in out.shape:
         return None
-    if depthwise.supports(x, w, geometry["groups"]):
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if _is_depthwise(groups, w):
         return depthwise.plan(x, w, b, r, out=out, activation=activation, **geometry)
-    if winograd.supports(x, w, **geometry):
+    if _sums_enough(w.shape[2]) and winograd.supports(x, w, stride, padding, dilation, groups):
         return winograd.plan(x, w, b, r, out=out, activation=activation, **geometry)
     return conv_gemm.plan_forward(x, w, b, r, out=out, activation=activation, **geometry)
 
 
-def plan_conv2d_input_grad(g: Spec, w: Spec, *, out: Spec, input_shape, **geometry: Any) -> Plan | None:
-    """The plan of the gradient in x, which is `out`."""
-    if _is_plain(g, w, out):
+def plan_conv2d_input_grad(
+    g: Spec, w: Spec, *, out: Spec, input_shape, stride, padding, dilation, groups: int
+) -> Plan | None:
+    """The plan of the gradient in x."""
+    if g.dtype != conv_gemm.FLOAT32 or 0 in g.shape or 0 in out.shape:
         return None
-    if depthwise.supports(out, w, geometry["groups"]):
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if _is_depthwise(groups, w):
         return depthwise.plan_input_grad(g, w, out=out, input_shape=input_shape, **geometry)
-    if winograd.supports_input_grad(g, w, **geometry):
+    if _sums_enough(w.shape[3]) and winograd.supports_input_grad(g, w, stride, padding, dilation, groups):
         return winograd.plan_input_grad(g, w, out=out, input_shape=input_shape, **geometry)
     return conv_grads.plan_input_grad(g, w, out=out, input_shape=input_shape, **geometry)
 
 
-def plan_conv2d_weight_grad(x: Spec, g: Spec, *, out: Spec, kernel_shape, **geometry: Any) -> Plan | None:
-    """The plan of the gradient in w, which is `out`."""
-    if _is_plain(x, g, out):
+def plan_conv2d_weight_grad(
+    x: Spec, g: Spec, *, out: Spec, kernel_shape, stride, padding, dilation, groups: int
+) -> Plan | None:
+    """The plan of the gradient in w."""
+    if x.dtype != conv_gemm.FLOAT32 or 0 in x.shape or 0 in g.shape or 0 in out.shape:
         return None
-    if depthwise.supports(x, out, geometry["groups"]):
-        planned = depthwise.plan_weight_grad(x, g, out=out, kernel_shape=kernel_shape, **geometry)
-        if planned is not None:
-            return planned
-    return conv_grads.plan_weight_grad(x, g, out=out, kernel_shape=kernel_shape, **geometry)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    planner = depthwise.plan_weight_grad if _is_depthwise(groups, out) else conv_grads.plan_weight_grad
+    return planner(x, g, out=out, kernel_shape=kernel_shape, **geometry)
 
 
-def _is_plain(*specs: Spec) -> bool:
-    """Whether the planned kernels do not apply: another dtype than float32, or nothing to compute."""
-    return any(s.dtype != conv_gemm.FLOAT32 or 0 in s.shape for s in specs)
+def _is_depthwise(groups: int, w: Spec) -> bool:
+    return groups > 1 and w.shape[2] == 1
+
+
+def _sums_enough(channels: int) -> bool:
+    """Whether enough channels are summed over for Winograd's fewer multiplications to make up for its transforms."""
+    return channels >= LANES
