@@ -373,6 +373,24 @@ def slice_scatter(p: Pick) -> Inputs:
     return (p.values(*np.empty(shape)[tuple(cut)].shape),), {"shape": shape, "index": tuple(cut)}
 
 
+def contiguous(p: Pick) -> Inputs:
+    return (p.values(*p.shape()),), {}
+
+
+def chain(p: Pick) -> Inputs:
+    """x * b + c, limited, then chosen by a comparison with b: broadcasts, parameters and truth values between the steps."""
+    steps = (("multiply", (0, 1), ()), ("add", (3, 2), ()), ("clip", (4,), (("high", 2.0), ("low", -2.0))),
+             ("greater", (5, 1), ()), ("where", (6, 5, 2), ()))  # fmt: skip
+    return tuple(p.values(*shape) for shape in p.spread(3)), {"program": steps[: p.int(1, len(steps))]}
+
+
+def chain_bound(op, arrays, attrs, want):
+    """Two roundings at the size of the terms; a comparison that they turn chooses between two values of that size, which is
+    kept from happening by halves of integers (see `values`) or is within the bound."""
+    x, b, c = sizes(arrays)
+    return [np.broadcast_to(x * b + c, want[0].shape) if want[0].dtype.kind == "f" else 0]
+
+
 def matmul(p: Pick) -> Inputs:
     (m, k, n), (a, b) = (p.one(0, 1, 2, 5, 9) for _ in range(3)), p.spread(2)
     return (p.values(*a[-2:], m, k), p.values(*b[-2:], k, n)), {}
@@ -591,6 +609,8 @@ ROWS: dict[str, Row] = {
     "moving_average": Row(moving_average, terms),
     "dropout": Row(dropout, value),
     "dropout_grad": Row(dropout_grad, value),
+    "contiguous": Row(contiguous, None, ANY, True),
+    "chain": Row(chain, chain_bound, ("float32", "float64")),
     "matmul": Row(matmul, terms, (*FLOATS, "int32", "int64")),
     "linear": Row(linear, terms, FLOATS),
     "conv2d": Row(conv2d, terms),

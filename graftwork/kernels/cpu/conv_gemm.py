@@ -197,7 +197,8 @@ def _box(window: Window, columns: int) -> tuple[int, int, int, int]:
     if not window.taps:
         return 0, 0, 1, 1
     downs, rights = zip(*window.taps, strict=True)
-    return min(downs), min(rights), max(downs) - min(downs) + 1, (columns - 1) * window.stride[1] + max(rights) - min(rights) + 1
+    across = (columns - 1) * window.stride[1] + max(rights) - min(rights) + 1
+    return min(downs), min(rights), max(downs) - min(downs) + 1, across
 
 
 def _segments(window: Window, box, channels: int, columns: int) -> tuple[int, np.ndarray]:
@@ -215,7 +216,7 @@ def _segments(window: Window, box, channels: int, columns: int) -> tuple[int, np
 
 
 def convolution_rows(
-    x: np.ndarray | None, weights, out: np.ndarray, bias, residual, sizes: Sizes, window: Window, layout: Layout, x_steps: Steps,
+    x, weights, out: np.ndarray, bias, residual, sizes: Sizes, window: Window, layout: Layout, x_steps: Steps,
     out_steps: Steps, residual_steps: Steps, code: int, workspace,
 ) -> list[Row]:  # fmt: skip
     """The row that computes one convolution."""

@@ -42,9 +42,7 @@ class Phase(NamedTuple):
     packed: int  # where its weights start among the packed ones
 
 
-def plan_input_grad(
-    g: Spec, w: Spec, *, out: Spec, input_shape, stride, padding, dilation, groups: int
-) -> Plan | None:
+def plan_input_grad(g: Spec, w: Spec, *, out: Spec, input_shape, stride, padding, dilation, groups: int) -> Plan | None:
     """out[input_shape] = the adjoint of the convolution in x, applied to g (N, oh, ow, Cout); float32, any geometry."""
     if g.dtype != FLOAT32 or 0 in g.shape or 0 in input_shape:
         return None
@@ -202,9 +200,7 @@ class Correlation(NamedTuple):
     floats: int
 
 
-def plan_weight_grad(
-    x: Spec, g: Spec, *, out: Spec, kernel_shape, stride, padding, dilation, groups: int
-) -> Plan | None:
+def plan_weight_grad(x: Spec, g: Spec, *, out: Spec, kernel_shape, stride, padding, dilation, groups: int) -> Plan | None:
     """out (kh, kw, C/groups, Cout) = the adjoint of the convolution in w, applied to g; float32, any geometry."""
     if x.dtype != FLOAT32 or 0 in x.shape or 0 in out.shape:
         return None
@@ -225,8 +221,8 @@ def plan_weight_grad(
         scratch = None if floats is None else floats[scratch_at // 4 :]
         rows = [
             runtime.row(
-                correlate, parts, x_, g_, sums, cut.chunks, cut.lines, cut.per_image, cut.columns, images * oh * ow, cut.together,
-                height * width * total, cut.line, total, height, width, total // groups, *stride, -padding[0][0],
+                correlate, parts, x_, g_, sums, cut.chunks, cut.lines, cut.per_image, cut.columns, images * oh * ow,
+                cut.together, height * width * total, cut.line, total, height, width, total // groups, *stride, -padding[0][0],
                 -padding[1][0], cut.reach, cut.width, cut.copies, cut.rows, len(cut.starts), cut.starts, cut.offsets,
                 cout // groups, cout, cut.per, cut.panel_parts, groups, cut.shares, out.size, scratch, cut.floats,
                 cut.lines_floats, STRIPS[0].address, STRIPS[1].address,
@@ -278,11 +274,12 @@ def _correlation(x: Spec, g: Spec, out: Spec, stride, padding, dilation, groups:
     per = -(-panels // panel_parts)
     panel_parts = -(-panels // per)
     shares = min(max(1, -(-wanted // (panel_parts * groups))), chunks)
+    x_line = PIXELS * total if flat else width * total
     packs = cout != PANEL and cout != LANES
     lines_floats = (together * per_chunk * line + 15) // 16 * 16 if copies else 0
     floats = lines_floats + (len(offsets) * columns * PANEL if packs else 0)
     rows = kw * channels if merged else channels
     return Correlation(
-        chunks, lines, per_image, columns, PIXELS * total if flat else width * total, together, copies, span, reach, rows, starts, offsets, per, panel_parts, shares,
-        lines_floats, -(-floats // 16) * 16,
+        chunks, lines, per_image, columns, x_line, together, copies, span, reach, rows, starts, offsets, per, panel_parts,
+        shares, lines_floats, -(-floats // 16) * 16,
     )  # fmt: skip

@@ -105,7 +105,8 @@ def pack_weights(name: str, offsets: np.ndarray, channels: int, columns: int, gr
         panels = -(-columns // PANEL)
         if not packed.size:
             return []
-        return [runtime.row(pack_panels, panels * groups, source, packed, taps, channels, columns, groups, offsets, *steps, panels)]
+        words = (source, packed, taps, channels, columns, groups, offsets, *steps, panels)
+        return [runtime.row(pack_panels, panels * groups, *words)]
 
     return Pack(name, Spec((groups * taps * channels * wide,), FLOAT32), bind)
 
@@ -224,7 +225,8 @@ def product_rows(
     m, n, k = shape
     (block, group, k_block), pack_a, floats, threads = layout
     entries = len(offsets)
-    units = entries * -(-m // block) * -(-(-(-n // PANEL)) // group)
+    panels = -(-n // PANEL)
+    units = entries * -(-m // block) * -(-panels // group)
     parts = min(threads, units)
     low, high = clamps(code)
     return [
@@ -274,8 +276,8 @@ def plan_product(m: int, n: int, k: int, code: int, strided: bool, pack: Pack | 
         x, w, b, r = (*inputs, None, None)[:4]
         out = outputs[0]
         return product_rows(
-            x, w, out, b, r, (m, n, k), (pitch(x) if m > 1 else k, 1), (0, 0), pitch(out), 0 if r is None else pitch(r), offsets,
-            code, workspace, layout,
+            x, w, out, b, r, (m, n, k), (pitch(x) if m > 1 else k, 1), (0, 0), pitch(out), 0 if r is None else pitch(r),
+            offsets, code, workspace, layout,
         )  # fmt: skip
 
     return Plan(
@@ -308,15 +310,13 @@ def _plan_strided(m, n, k, a_strides, b_strides, offsets) -> Plan:
 
     def bind(inputs: Any, outputs: Any, workspace: Any) -> list[Row]:
         a, b = inputs
-        return product_rows(
-            a, b, outputs[0], None, None, (m, n, k), a_strides, b_strides, n, 0, offsets, 0, workspace, layout
-        )
+        return product_rows(a, b, outputs[0], None, None, (m, n, k), a_strides, b_strides, n, 0, offsets, 0, workspace, layout)
 
     return Plan(bind, workspace=layout[2] * 4 * layout[3], variant="gemm")
 
 
 def multiply_arrays(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """out = a @ b at once, for float32 arrays of any strides and a contiguous out: transposed operands are packed as they are."""
+    """out = a @ b at once, for float32 arrays of any strides and a contiguous out."""
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     batch = out.shape[:-2]
     item = a.itemsize

@@ -175,9 +175,13 @@ def plan_slice_scatter(g: Spec, *, out: Spec, shape: tuple, index: tuple) -> Pla
     """Zeros, then the input copied to its places."""
     if out.ndim > 6:
         return None
+    places = tuple(i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index)  # a view, whatever is indexed
 
     def bind(inputs, outputs, workspace):
-        return [fill_row(outputs[0]), *_copies([(inputs[0], outputs[0][index])])] if out.size else []
+        if out.size == 0:
+            return []
+        target = outputs[0][places]
+        return [fill_row(outputs[0]), *_copies([(inputs[0].reshape(target.shape), target)])]
 
     return Plan(bind)
 

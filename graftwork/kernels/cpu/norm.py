@@ -225,7 +225,7 @@ def batch_grad_sums(a, part):
 def batch_grad_factors(a, part):
     """Words: rows, channels, blocks, partial, gamma, var, dgamma, dbeta, factors (3, C), epsilon.
 
-    dx = factors[0] * g + factors[1] * (x - mean) + factors[2].
+    dx = factors[0] * (g - factors[2] - factors[1] * (x - mean)).
     """
     rows, channels, blocks = a[0], a[1], a[2]
     partial, gamma, var = atomic.f64(a, 3), atomic.f32(a, 4), atomic.f32(a, 5)
@@ -239,8 +239,8 @@ def batch_grad_factors(a, part):
         store_some(dbeta, c, single(sum_g), count)
         scale = double(load_some(gamma, c, count)) * rstd
         store_some(factors, c, single(scale), count)
-        store_some(factors, channels + c, single(-scale * along * rstd * rstd * share), count)
-        store_some(factors, 2 * channels + c, single(-scale * sum_g * share), count)
+        store_some(factors, channels + c, single(along * rstd * rstd * share), count)
+        store_some(factors, 2 * channels + c, single(sum_g * share), count)
 
 
 @runtime.task
@@ -259,13 +259,12 @@ def batch_grad_rows(a, part):
             if count >= LANES:
                 for r in range(start, end):
                     i = r * channels + c
-                    inner = multiply_add(load(x, i) - centre, slope, offset)
-                    store(out, i, multiply_add(load(g, i), scale, inner))
+                    store(out, i, (load(g, i) - offset - (load(x, i) - centre) * slope) * scale)
             else:
                 for r in range(start, end):
                     i = r * channels + c
-                    inner = multiply_add(load_some(x, i, count) - centre, slope, offset)
-                    store_some(out, i, multiply_add(load_some(g, i, count), scale, inner), count)
+                    value = load_some(g, i, count) - offset - (load_some(x, i, count) - centre) * slope
+                    store_some(out, i, value * scale, count)
 
 
 # -- batch norm: plans -------------------------------------------------------------------------------------------------

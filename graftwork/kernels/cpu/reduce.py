@@ -118,10 +118,16 @@ def _column_sums(x, at, rows, pitch, partial, target, count):
 @njit(nogil=True)
 def _column_extremes(x, at, rows, pitch, partial, target, count, sign):
     a = single(load_some(partial, target, count)) * sign
-    for _ in range(rows):
+    b = a
+    r = 0
+    while r + 2 <= rows:
         a = maximum(load_some(x, at, count) * sign, a)
-        at += pitch
-    store_some(partial, target, double(a * sign), count)
+        b = maximum(load_some(x, at + pitch, count) * sign, b)
+        at += 2 * pitch
+        r += 2
+    if r < rows:
+        a = maximum(load_some(x, at, count) * sign, a)
+    store_some(partial, target, double(maximum(a, b) * sign), count)
 
 
 @njit(nogil=True)

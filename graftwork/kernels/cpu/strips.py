@@ -229,7 +229,11 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
     zero = ir.Constant(_VECTOR, None)
     starts = [zero] * vectors
     has_bias = builder.icmp_unsigned("!=", builder.ptrtoint(bias, _INT), _INT(0))
-    with_bias = _if(builder, has_bias, lambda: [_masked_load(builder, bias, _INT(0), j, masks[j]) for j in range(vectors)], starts)
+
+    def biases():
+        return [_masked_load(builder, bias, _INT(0), j, masks[j]) for j in range(vectors)]
+
+    with_bias = _if(builder, has_bias, biases, starts)
     start = [value for _ in range(rows) for value in with_bias]
     sums = _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start)
     steps = [builder.mul(c_row, _INT(i)) for i in range(rows)]
@@ -266,30 +270,33 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
 def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start):
     """The sums over all segments and steps, in registers."""
     fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
-    a_bytes = builder.mul(a_row, _INT(4))
+    row_bytes = builder.mul(a_row, _INT(4))
     step_bytes = builder.mul(a_step, _INT(4))
-    byte_pointer = ir.IntType(8).as_pointer()
+    multiples = simd.row_multiples(builder, row_bytes, rows)
 
-    def step(a_here, b_here, values):
+    def step(first, ninth, b_here, values):
         columns = [simd._load(builder, b_here, _INT(0), j) for j in range(vectors)]
         results = []
         for i in range(rows):
-            at = builder.bitcast(builder.gep(a_here, [builder.mul(a_bytes, _INT(i))]), _FLOAT.as_pointer())
-            value = simd._broadcast(builder, builder.load(at))
+            value = simd._broadcast(builder, builder.load(simd.row_address(builder, i, first, ninth, multiples)))
             results += [builder.call(fma, [value, columns[j], values[i * vectors + j]]) for j in range(vectors)]
         return results
 
     def segment(index, carried):
         b_here, values = carried[0], carried[1:]
         offset = builder.load(builder.gep(offsets, [index]))
-        a_here = builder.bitcast(builder.gep(a, [offset]), byte_pointer)
+        first = builder.bitcast(builder.gep(a, [offset]), simd.BYTES)
+        ninth = builder.gep(first, [multiples[9]]) if rows > 9 else first
 
         def inner(_, carried):
-            a_here, b_here, *values = carried
-            results = step(a_here, b_here, values)
-            return [builder.gep(a_here, [step_bytes]), builder.gep(b_here, [_INT(vectors * LANES)]), *results]
+            first, ninth, b_here, *values = carried
+            first = simd.opaque(builder, first)
+            ninth = simd.opaque(builder, ninth) if rows > 9 else first
+            results = step(first, ninth, b_here, values)
+            moved = [builder.gep(p, [step_bytes]) for p in (first, ninth)]
+            return [*moved, builder.gep(b_here, [_INT(vectors * LANES)]), *results]
 
-        return _loop(builder, run, [a_here, b_here, *values], inner)[1:]
+        return _loop(builder, run, [first, ninth, b_here, *values], inner)[2:]
 
     return _loop(builder, segments, [b, *start], segment)[1:]
 
