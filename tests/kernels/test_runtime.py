@@ -103,7 +103,7 @@ def test_words_hold_arrays_numbers_and_nothing():
 
 
 def run_with_cache(folder, code):
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True,
                           timeout=300)  # fmt: skip
 

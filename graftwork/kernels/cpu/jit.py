@@ -62,35 +62,31 @@ class ForgivingCache(caching.FunctionCache):
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            _cannot_keep(error)
+            _warn_once(error.strerror or str(error))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
         except OSError as error:
-            _cannot_keep(error)
+            _warn_once(error.strerror or str(error))
             return None
 
 
 @cache
-def _warn_once(reason: str) -> None:
+def _warn_once(problem: str) -> None:
     warnings.warn(
-        f"compiled kernels cannot be kept on disk ({reason}); every process compiles them anew. Make the folder writable, free "
+        f"compiled kernels cannot be kept on disk ({problem}); every process compiles them anew. Make the folder writable, free "
         "some space, or set NUMBA_CACHE_DIR to another folder",
         stacklevel=5,
     )
-
-
-def _cannot_keep(error: Exception) -> None:
-    _warn_once(str(getattr(error, "strerror", None) or error).partition(" for file")[0])
 
 
 def disk_cache(function: Callable) -> Any:
     """A cache for one function's compiled code that is void as soon as any file of this folder changes."""
     try:
         kept = ForgivingCache(function)
-    except (RuntimeError, OSError) as error:  # Numba finds no folder that it may write to
-        _cannot_keep(error)
+    except RuntimeError:
+        _warn_once("there is no folder that may be written to")
         return caching.NullCache()
     files = kept._cache_file
     files._source_stamp = (files._source_stamp, STAMP)
