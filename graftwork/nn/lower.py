@@ -2,8 +2,8 @@
 
 `Executable` is made once per graph. It splits off the **ahead** part (what depends on constants and unwritten states only:
 folded weights, packed weights), which runs when a state has changed; asks a planner for each remaining node; lets producers
-write straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one arena
-with every kernel bound to its addresses: replaying it allocates nothing, and concurrent calls take one each.
+write straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one
+arena with every kernel bound to its addresses: replaying it allocates nothing, and concurrent calls take one each.
 """
 
 from __future__ import annotations
@@ -247,7 +247,8 @@ class Executable:
             seen = Changes.values
             for value, t in self.graph.states.items():
                 if t.data.shape != value.shape or t.data.dtype != value.dtype or not isinstance(t.data, np.ndarray):
-                    raise Outgrown(f"{value.name} is {t.dtype}{list(t.shape)} on {t.device} now; the graph was made for {value.spec}")
+                    found = f"{t.dtype}{list(t.shape)} on {t.device}"
+                    raise Outgrown(f"{value.name} is {found} now; the graph was made for {value.spec}")
             if self._versions() != self.versions:
                 self._protect()
                 versions = self._versions()

@@ -329,6 +329,8 @@ def as_dtype(dtype) -> np.dtype:
         found = np.dtype(dtype)
     except TypeError:
         found = None
+    if found is not None and not found.isnative:
+        found = found.newbyteorder("=")
     if found not in DTYPES:
         raise DTypeError(f"unknown dtype {dtype!r}; supported: {', '.join(sorted(d.name for d in DTYPES))}")
     return found
@@ -353,8 +355,6 @@ def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = F
         dtype = "float32"
     dtype = as_dtype(values.dtype if dtype is None else dtype)
     values = values.astype(dtype, copy=False)
-    if not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
     result = Tensor(_place(values, device))
     result.requires_grad = requires_grad
     return result
