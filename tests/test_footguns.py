@@ -559,7 +559,7 @@ def test_plain_results(x):
 OTHER_KINDS = types.SimpleNamespace(), np.zeros(2), collections.OrderedDict(a=1), object(), (i for i in range(2)), {1, 2}
 
 
-@pytest.mark.parametrize("value", OTHER_KINDS, ids=repr)
+@pytest.mark.parametrize("value", OTHER_KINDS, ids=lambda value: type(value).__name__)
 def test_results_of_other_kinds_are_refused(value, x):
     refuses(lambda x: (x * 2.0, value), x, match="it returns a ")
 

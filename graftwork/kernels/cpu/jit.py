@@ -75,8 +75,8 @@ class ForgivingCache(caching.FunctionCache):
 @cache
 def _warn_once(problem: str) -> None:
     warnings.warn(
-        f"compiled kernels cannot be kept on disk ({problem}); every process compiles them anew. Make the folder writable, free "
-        "some space, or set NUMBA_CACHE_DIR to another folder",
+        f"compiled kernels cannot be kept on disk ({problem}); every process compiles them anew. Make the folder writable, "
+        "free some space, or set NUMBA_CACHE_DIR to another folder",
         stacklevel=5,
     )
 

@@ -21,8 +21,8 @@ BATCH = 32
 class FeatureExtractor:
     """Images (paths, Pillow images or uint8 arrays) to deep features (images, values) by a zoo model's trunk.
 
-    A scikit-learn transformer: `fit` learns nothing, `transform` extracts. Decoding runs in threads, ahead of the network, which is
-    compiled to a static graph.
+    A scikit-learn transformer: `fit` learns nothing, `transform` extracts. Decoding runs in threads, ahead of the network,
+    which is compiled to a static graph.
     progress: a bar on the terminal. Raises ModelError for a model without `features`.
     """
 
