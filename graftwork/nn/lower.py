@@ -8,6 +8,7 @@ arena with every kernel bound to its addresses: replaying it allocates nothing, 
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -142,7 +143,7 @@ class Executable:
             first = 0
             for i, part in enumerate(node.inputs):
                 last = first + part.shape[-1]
-                place = Place(node.output, lambda whole, a=first, b=last: whole[..., a:b])
+                place = Place(node.output, functools.partial(_channels, first=first, last=last))
                 if self._can_write_into(part, node, plans, readers):
                     self.places[part] = place
                 else:
@@ -413,6 +414,10 @@ def _planned(node: Node) -> Plan | None:
     outs = [Spec(v.shape, v.dtype) for v in node.outputs]
     out = outs if node.op.multi else outs[0] if outs else None
     return planner(*(Spec(v.shape, v.dtype) for v in node.inputs), out=out, **node.attrs)
+
+
+def _channels(whole: np.ndarray, first: int, last: int) -> np.ndarray:
+    return whole[..., first:last]
 
 
 def _internal_node(op: _Internal, source: Value, target: Value) -> Node:
