@@ -308,10 +308,11 @@ def bind_operators(functional: Any) -> None:
 def protect(t: Tensor) -> None:
     """Something has been computed ahead from the values of `t`: arrays that others hold become read-only, so that a write
     that nobody could notice raises. Ops, `assign` and `load_state_dict` write through the tensor, as before."""
-    owner = autograd.memory(t.data)
-    if owner is t.data:
-        t.data = owner.view()
-    owner.flags.writeable = False
+    owner, given_out = autograd.memory(t.data), t.data
+    if id(owner) in ahead:
+        return
+    t.data = given_out.view()  # nobody else has this one
+    given_out.flags.writeable = owner.flags.writeable = False
     ahead[id(owner)] = owner
 
 

@@ -343,6 +343,15 @@ def gather(p: Pick) -> Inputs:
     return (p.values(*shape), p.indices(-shape[axis], max(1, shape[axis]), places)), {"axis": axis}
 
 
+def in_range(p: Pick) -> Inputs:
+    limits = {"low": -3, "high": 5, "what": "positions", "limit": "there are five"}
+    return (p.indices(-3, 5, p.shape(0, 2)),), limits
+
+
+def increment(p: Pick) -> Inputs:
+    return (p.values(),), {}
+
+
 def scatter_add(p: Pick) -> Inputs:
     (x, idx), attrs = gather(p)
     axis = attrs["axis"]
@@ -606,6 +615,8 @@ ROWS: dict[str, Row] = {
     "sgd_update": Row(sgd, sgd_bound),
     "adam_update": Row(adam, adam_bound),
     "moving_average": Row(moving_average, terms),
+    "increment": Row(increment, value),
+    "in_range": Row(in_range, None),
     "dropout": Row(dropout, value),
     "dropout_grad": Row(dropout_grad, value),
     "contiguous": Row(contiguous, None, ANY, True),
