@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..errors import GradientError, ShapeError
 
 Tensor: Any = None  # nn.tensor binds its class here: the two files are about each other
@@ -45,6 +47,11 @@ def memory(array):
     while isinstance(array.base, type(array)):
         array = array.base
     return array
+
+
+def share_memory(a, b) -> bool:
+    """Whether two arrays on the CPU may look at the same bytes."""
+    return memory(a) is memory(b) and np.may_share_memory(a, b)
 
 
 def mark_written(t) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import CaptureError, GradientError
 from . import op as ops
-from .autograd import Leaf, Slot, _walk, mark_written, memory, mode
+from .autograd import Leaf, Slot, _walk, mark_written, memory, mode, share_memory
 from .graph import Graph, Node, Value
 from .modules.module import Module
 from .op import OPS, Op
@@ -66,6 +66,7 @@ class Symbol:
     """In the place of an array: what is known of it before it exists."""
 
     __slots__ = ("device", "dtype", "shape", "trace", "value")
+    base, symbolic = None, True  # no view, and no values
 
     def __init__(self, value: Value, trace: Trace, device: str):
         self.value, self.trace, self.device = value, trace, device
@@ -143,14 +144,15 @@ class Trace:
         outside = self._outside(leaf)
         old = outside.edge.grad if outside is not None and outside.edge is not leaf else self.before[id(leaf)][1]
         if old is not None:
-            refuse("a gradient from before the call is read; call zero_grad() inside, before backward(), or pass it as an argument")
+            refuse("a gradient from before the call is read; call zero_grad() inside, before backward(), or pass it as an "
+                   "argument")  # fmt: skip
         self.grads_read[id(leaf)] = leaf
 
     def collects(self, leaf: Leaf) -> None:
         outside = self._outside(leaf)
         if outside is not None and type(outside.edge) is not Leaf:
-            refuse(f"backward() goes on into the history of a tensor of shape {outside.shape} that was computed outside; return "
-                   "the loss and call backward() on that, or detach() the tensor")  # fmt: skip
+            refuse(f"backward() goes on into the history of a tensor of shape {outside.shape} that was computed outside; "
+                   "return the loss and call backward() on that, or detach() the tensor")  # fmt: skip
         self.before.setdefault(id(leaf), (leaf, leaf.grad))
         if id(leaf) not in self.grads_set and leaf.grad is not None and type(leaf.grad.data) is not Symbol:
             leaf.grad = None  # replays add to what is there
@@ -236,7 +238,8 @@ class Trace:
     @staticmethod
     def _require_cpu(tensor: Tensor) -> None:
         if tensor.device != "cpu":
-            refuse(f"a tensor is on {tensor.device!r}; graphs run on the CPU, move it with x.to('cpu') or call the function itself")
+            refuse(f"a tensor is on {tensor.device!r}; graphs run on the CPU, move it with x.to('cpu') or call the function "
+                   "itself")  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------------------------
     def restore(self) -> None:
@@ -261,8 +264,8 @@ class Trace:
             fresh = counts[0] <= limits[0]
             alone = fresh and all(n <= limits[min(i, 2)] for i, n in enumerate(counts))
             if fresh and counts[1] <= limits[1] and value in writers:
-                refuse(f"op {writers[value].op.name!r} changes a tensor that was made inside the function, which would keep its "
-                       "value from call to call; make it outside", writers[value].line)  # fmt: skip
+                refuse(f"op {writers[value].op.name!r} changes a tensor that was made inside the function, which would keep "
+                       "its value from call to call; make it outside", writers[value].line)  # fmt: skip
             if alone or (fresh and id(memory(array)) in self.watched):
                 del graph.states[value]
                 graph.constants[value] = array if alone else array.copy()
@@ -273,10 +276,9 @@ class Trace:
         states = self.graph.states
         for value in [v for v in states if v in writers]:
             for other, tensor in states.items():
-                if other is not value and memory(tensor.data) is memory(states[value].data) and np.may_share_memory(
-                    tensor.data, states[value].data
-                ):  # fmt: skip
-                    refuse(f"{value.name!r} is changed in place while {other.name!r} looks at the same memory", writers[value].line)
+                if other is not value and share_memory(tensor.data, states[value].data):
+                    refuse(f"{value.name!r} is changed in place while {other.name!r} looks at the same memory",
+                           writers[value].line)  # fmt: skip
 
 
 def _references(tensor: Tensor, array: np.ndarray) -> list[int]:
@@ -345,15 +347,13 @@ def capture(function: Callable, name: str, build: Callable[[Trace], tuple[tuple,
     second = _trace(function, name, build, reach, flatten, line)
     changed = dict.fromkeys(n for (n, old), (_, new) in zip(before, reach.snapshot(), strict=True) if old != new)
     if changed:
-        refuse(f"{', '.join(changed)} changes whenever the function runs, which would happen once and never again; return what it "
-               "computes instead, in the function", line)  # fmt: skip
+        refuse(f"{', '.join(changed)} changes whenever the function runs, which would happen once and never again; return what "
+               "it computes instead, in the function", line)  # fmt: skip
     _compare(first, second, {id(t) for _, t in reach.tensors()})
     return first
 
 
 def _trace(function, name, build, reach, flatten, line) -> Captured:
-    if mode.trace is not None:
-        refuse("a compiled function is captured inside another capture; compile the outer one alone")
     trace = Trace(name, reach.tensors(), reach.arrays)
     captured = Captured(trace)
     with ops.intercept(_handle):
@@ -392,7 +392,7 @@ def _no_clocks() -> Iterator[None]:
 def _look_at_call(frame: Any, event: str, called: Any) -> None:
     if event == "c_call" and (called in _CLOCKS or isinstance(getattr(called, "__self__", None), random.Random)):
         line = user_line()
-        if line is not None and "-packages" not in line[0]:  # else a collector's hook, which has nothing to do with the function
+        if line is not None and "-packages" not in line[0]:  # else a hook of the collector's, which is not the function's
             refuse(f"{called.__qualname__}() is called, whose result would be frozen; pass it as a tensor, or use random ops")
 
 

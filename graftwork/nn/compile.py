@@ -22,8 +22,8 @@ import numpy as np
 from ..errors import CaptureError, ConfigError, GradientError
 from ..kernels.reference.index import check_range
 from . import passes
-from .autograd import Changes, Leaf, Node, Slot, memory, mode, next_seq
-from .capture import Captured, Result, Same, Trace, capture
+from .autograd import Changes, Leaf, Node, Slot, mode, next_seq, share_memory
+from .capture import Captured, Result, Same, Trace, capture, refuse
 from .graph import Graph, Outgrown, Value
 from .modules.module import Module
 from .optim import Optimizer
@@ -42,7 +42,7 @@ def compile(target: Callable) -> Compiled:
 
     Each new input signature is captured (run once on symbols), optimised and planned; later calls replay without Python or
     allocation in between. Arguments and results may be nested tuples, lists and dicts. Results are new tensors of the caller's,
-    which share memory with nothing; only a tensor that is returned as it was given (an argument, a parameter) comes back itself.
+    which share memory with nothing; only a tensor that is returned as it was given (an argument, a parameter) is itself.
     Works as a decorator. Raises CaptureError with the user's line for what cannot be captured (a branch on a tensor's value,
     `.item()`, attributes assigned inside `forward`, a list that grows); ConfigError if `target` is no function.
 
@@ -108,6 +108,8 @@ class Compiled:
 
     def executable(self, *args: Any, **kwargs: Any) -> Executable:
         """What a call with these arguments replays: plans, memory, steps."""
+        if mode.trace is not None:
+            refuse("a compiled function is captured inside another capture; call it there, and compile the outer one alone")
         tensors: list[Tensor] = []
         structure = flatten((args, kwargs), tensors)
         return self._entry(structure, tensors, args, kwargs)[1].executable
@@ -174,7 +176,7 @@ class Entry:
     def __init__(self, captured: Captured, arguments: int):
         graph = captured.graph
         self.captured, self.structure, self.outputs = captured, captured.structure, captured.outputs
-        self.guards = [(graph.inputs.index(v), *rest) for v, *rest in captured.guards]
+        self.guards = [(graph.inputs.index(guard[0]), guard[1:]) for guard in captured.guards]
         self.states = dict(graph.states)
         self.number = {v: i for i, v in enumerate(graph.inputs[:arguments])}
         self.written = [graph.states[v] for v in graph.states if v in graph.written()]
@@ -215,13 +217,13 @@ class Entry:
 
     def _check(self, tensors: list[Tensor]) -> None:
         """Refuse what this graph would compute wrongly."""
-        for at, low, high, what, limit in self.guards:
-            check_range(tensors[at].data, low, high, what, limit)
+        for at, limits in self.guards:
+            check_range(tensors[at].data, *limits)
         for place in self.captured.clear:
             if self.tensor(place, tensors).grad is not None:
                 raise CaptureError(
-                    "this call was captured with no gradients at its start and now there are some, which it would have to read; "
-                    "call zero_grad() inside the compiled function, before backward()"
+                    "this call was captured with no gradients at its start and now there are some, which it would have to "
+                    "read; call zero_grad() inside the compiled function, before backward()"
                 )
         for place, _, _ in self.captured.gradients:
             if type(self.tensor(place, tensors).edge) is not Leaf:
@@ -231,7 +233,7 @@ class Entry:
                 )
         for t in self.written:
             for given in tensors:
-                if memory(given.data) is memory(t.data) and np.may_share_memory(given.data, t.data):
+                if share_memory(given.data, t.data):
                     raise CaptureError(
                         f"an argument of shape {given.shape} shares memory with a tensor that the compiled function changes in "
                         "place; pass a copy"
@@ -261,6 +263,11 @@ class _BackwardPass:
             whole, after, [*incoming, *saved, *arguments], [g for _, g in plan.sources], f"{whole.name}_backward"
         )
         self.specs = [(v.shape, v.dtype) for v in incoming]
+        reached = {v: {i} for i, v in enumerate(incoming)}  # value -> the incoming gradients that it depends on
+        for node in after:
+            found = set().union(*(reached.get(v, ()) for v in node.inputs))
+            reached.update(dict.fromkeys(node.outputs, found))
+        self.reached = [reached.get(g, set()) for _, g in plan.sources]
         self.executable: Executable | None = None
         self.lock = threading.Lock()
 
@@ -277,7 +284,7 @@ class _BackwardPass:
         for i, number in enumerate(self.heads):
             results[number].edge = Slot(node, i)
 
-    def vjp(self, g: list, out: None, *kept: Tensor, given: int) -> list[Tensor]:
+    def vjp(self, g: list, out: None, *kept: Tensor, given: int) -> list[Tensor | None]:
         if mode.grad:
             raise GradientError(
                 "gradients of gradients do not pass through a compiled call; compile the whole computation, both backward "
@@ -287,7 +294,9 @@ class _BackwardPass:
             if self.executable is None:
                 self.executable = executable(self.backward_graph)
         incoming = [np.zeros(*spec) if gi is None else gi.data for gi, spec in zip(g, self.specs, strict=True)]
-        return [Tensor(a) for a in self.executable.run([*incoming, *(t.data for t in kept[:given])])]
+        arrays = self.executable.run([*incoming, *(t.data for t in kept[:given])])
+        asked = {i for i, gi in enumerate(g) if gi is not None}  # who depends on none of these has no gradient, not a zero one
+        return [None if asked.isdisjoint(r) else Tensor(a) for r, a in zip(self.reached, arrays, strict=True)]
 
 
 def _part(whole: Graph, nodes: list, inputs: list[Value], outputs: list[Value], name: str | None = None) -> Graph:
@@ -351,7 +360,7 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)._make(_map(v, change) for v in value)
+        return type(value)._make(_map(v, change) for v in value)  # type: ignore[attr-defined]
     if isinstance(value, (tuple, list)):
         return type(value)(_map(v, change) for v in value)
     if isinstance(value, dict):
@@ -362,10 +371,11 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _flatten_output(value: Any) -> tuple[list, Any]:
     """(leaves, a template to put them back into): for a container its type, its parts' templates, and a dict's keys."""
     kind = type(value)
-    if kind is not tuple and kind is not list and kind is not dict and not (isinstance(value, tuple) and hasattr(kind, "_fields")):
+    if kind not in (tuple, list, dict) and not (isinstance(value, tuple) and hasattr(kind, "_fields")):
         return [value], None
     parts = [_flatten_output(v) for v in (value.values() if kind is dict else value)]
-    return [leaf for leaves, _ in parts for leaf in leaves], (kind, [t for _, t in parts], list(value) if kind is dict else None)
+    keys = list(value) if kind is dict else None
+    return [leaf for leaves, _ in parts for leaf in leaves], (kind, [t for _, t in parts], keys)
 
 
 def unflatten(template: Any, leaves: Iterator) -> Any:

@@ -1,8 +1,8 @@
 """The graph: what a captured call computes, as a list of op records in an order that runs.
 
 Three classes. A `Value` is an array without its contents; it comes from outside (an input, a state tensor, a constant) or
-from a node. A `Node` is one op call. A `Graph` holds them, checks itself, and prints as Python-like text with the user's line for
-every node. Passes (`nn/passes/`) rewrite graphs; `nn/lower.py` runs them.
+from a node. A `Node` is one op call. A `Graph` holds them, checks itself, and prints as Python-like text with the user's line
+for every node. Passes (`nn/passes/`) rewrite graphs; `nn/lower.py` runs them.
 """
 
 from __future__ import annotations

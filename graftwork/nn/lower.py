@@ -2,12 +2,13 @@
 
 `Executable` is made once per graph. It splits off the **ahead** part (what depends on constants and unwritten states only:
 folded weights, packed weights), which runs when a state has changed; asks a planner for each remaining node; lets producers
-write straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one arena
-with every kernel bound to its addresses: replaying it allocates nothing, and concurrent calls take one each.
+write straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one
+arena with every kernel bound to its addresses: replaying it allocates nothing, and concurrent calls take one each.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -142,7 +143,7 @@ class Executable:
             first = 0
             for i, part in enumerate(node.inputs):
                 last = first + part.shape[-1]
-                place = Place(node.output, lambda whole, a=first, b=last: whole[..., a:b])
+                place = Place(node.output, functools.partial(_channels, first=first, last=last))
                 if self._can_write_into(part, node, plans, readers):
                     self.places[part] = place
                 else:
@@ -247,7 +248,8 @@ class Executable:
             seen = Changes.values
             for value, t in self.graph.states.items():
                 if t.data.shape != value.shape or t.data.dtype != value.dtype or not isinstance(t.data, np.ndarray):
-                    raise Outgrown(f"{value.name} is {t.dtype}{list(t.shape)} on {t.device} now; the graph was made for {value.spec}")
+                    found = f"{t.dtype}{list(t.shape)} on {t.device}"
+                    raise Outgrown(f"{value.name} is {found} now; the graph was made for {value.spec}")
             if self._versions() != self.versions:
                 self._protect()
                 versions = self._versions()
@@ -412,6 +414,10 @@ def _planned(node: Node) -> Plan | None:
     outs = [Spec(v.shape, v.dtype) for v in node.outputs]
     out = outs if node.op.multi else outs[0] if outs else None
     return planner(*(Spec(v.shape, v.dtype) for v in node.inputs), out=out, **node.attrs)
+
+
+def _channels(whole: np.ndarray, first: int, last: int) -> np.ndarray:
+    return whole[..., first:last]
 
 
 def _internal_node(op: _Internal, source: Value, target: Value) -> Node:

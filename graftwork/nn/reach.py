@@ -47,7 +47,7 @@ def frozen(value: Any, alive: list | None = None) -> Any:
     if isinstance(value, (tuple, list, collections.deque)):
         return kind, *[frozen(v, alive) for v in value]
     if isinstance(value, np.ndarray) and value.dtype.kind != "O":
-        return kind, value.shape, value.dtype.str, zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        return kind, value.shape, value.dtype.str, zlib.crc32(np.ascontiguousarray(value).data)
     if alive is not None:
         alive.append(value)
     return (id(value), value.edge is not None) if isinstance(value, Tensor) else id(value)
@@ -97,7 +97,7 @@ class Reach:
         found = [(repr(name), frozen(read())) for name, read in self.cells]
         found += [(repr(name or type(m).__name__), _settings(m)) for name, m in self.roots.values() if isinstance(m, Module)]
         found += [(repr(name), repr(g.bit_generator.state)) for name, g in self._generators]
-        found.append(("NumPy's random state", frozen(np.random.get_state(legacy=False)["state"])))  # noqa: NPY002
+        found.append(("NumPy's random state", frozen(np.random.get_state(legacy=False)["state"])))
         return found
 
     def modules(self) -> list[Module]:
@@ -119,7 +119,7 @@ class Reach:
     # -- following ---------------------------------------------------------------------------------------------------
     def _follow(self, name: str, value: Any) -> None:
         """Note what `value` brings within reach."""
-        if isinstance(value, PLAIN) and not isinstance(value, type) or id(value) in self._seen:
+        if (isinstance(value, PLAIN) and not isinstance(value, type)) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
@@ -185,13 +185,13 @@ class Reach:
                 where = ".".join(filter(None, (name, path, key)))
                 self._follow(where, value)
                 if not _fixed(value):
-                    self.cells.append((where, lambda part=part, key=key: part.__dict__.get(key)))
+                    self.cells.append((where, functools.partial(part.__dict__.get, key)))
 
     def _function(self, function: types.FunctionType) -> None:
         """Its closure, defaults and globals, and the names of the attributes that it mentions."""
         cells: list[tuple[str, Callable[[], Any]]] = []
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            cells.append((name, lambda cell=cell: _contents(cell)))
+            cells.append((name, functools.partial(_contents, cell)))
         if function.__defaults__ or function.__kwdefaults__:
             cells.append((function.__name__, lambda: (function.__defaults__, function.__kwdefaults__)))
         space = function.__globals__
@@ -202,7 +202,7 @@ class Reach:
             for name in _globals_of(code):
                 if (id(space), name) not in self._seen and (name in space or name not in _builtins(space)):
                     self._seen[id(space), name] = space
-                    cells.append((name, lambda name=name: space.get(name)))
+                    cells.append((name, functools.partial(space.get, name)))
         for name, read in cells:
             self._follow(name, read())
         self.cells += cells
@@ -218,7 +218,7 @@ class Reach:
                     if (id(space), key) not in followed:
                         followed.add((id(space), key))
                         self._follow(f"{name}.{key}", value)
-        self.cells += [(name, lambda space=space: self._attributes(space)) for name, space in self._spaces]
+        self.cells += [(name, functools.partial(self._attributes, space)) for name, space in self._spaces]
 
     def _attributes(self, space: Any) -> dict[str, Any]:
         """The attributes that the code within reach mentions, and the methods that Python calls by itself."""
@@ -233,12 +233,12 @@ class Reach:
 
 
 def _implicit(key: str, value: Any) -> bool:
-    return isinstance(value, types.FunctionType) and (key == "forward" or key.startswith("__") and key != "__init__")
+    return isinstance(value, types.FunctionType) and (key == "forward" or (key.startswith("__") and key != "__init__"))
 
 
 def _fixed(value: Any) -> bool:
     """Whether a module's attribute can change only by being set anew."""
-    return isinstance(value, (Module, Tensor, *PLAIN)) or isinstance(value, tuple) and all(map(_fixed, value))
+    return isinstance(value, (Module, Tensor, *PLAIN)) or (isinstance(value, tuple) and all(map(_fixed, value)))
 
 
 def _package(value: Any) -> str:

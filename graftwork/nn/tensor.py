@@ -308,10 +308,11 @@ def bind_operators(functional: Any) -> None:
 def protect(t: Tensor) -> None:
     """Something has been computed ahead from the values of `t`: arrays that others hold become read-only, so that a write
     that nobody could notice raises. Ops, `assign` and `load_state_dict` write through the tensor, as before."""
-    owner = autograd.memory(t.data)
-    if owner is t.data:
-        t.data = owner.view()
-    owner.flags.writeable = False
+    owner, given_out = autograd.memory(t.data), t.data
+    if id(owner) in ahead:
+        return
+    t.data = given_out.view()  # nobody else has this one
+    given_out.flags.writeable = owner.flags.writeable = False
     ahead[id(owner)] = owner
 
 
@@ -329,6 +330,8 @@ def as_dtype(dtype) -> np.dtype:
         found = np.dtype(dtype)
     except TypeError:
         found = None
+    if found is not None and not found.isnative:
+        found = found.newbyteorder("=")
     if found not in DTYPES:
         raise DTypeError(f"unknown dtype {dtype!r}; supported: {', '.join(sorted(d.name for d in DTYPES))}")
     return found
@@ -353,8 +356,6 @@ def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = F
         dtype = "float32"
     dtype = as_dtype(values.dtype if dtype is None else dtype)
     values = values.astype(dtype, copy=False)
-    if not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
     result = Tensor(_place(values, device))
     result.requires_grad = requires_grad
     return result

@@ -122,8 +122,10 @@ class Trainer:
 
     def _compile(self) -> None:
         if self.plugins.hook.reduce_gradients.get_hookimpls():
-            raise ConfigError("Trainer(compile=True): a plugin combines gradients between the backward pass and the update "
-                              "(reduce_gradients), which a step captured whole has no place for; use compile=False")  # fmt: skip
+            raise ConfigError(
+                "Trainer(compile=True): a plugin combines gradients between the backward pass and the update "
+                "(reduce_gradients), which a step captured whole has no place for; use compile=False"
+            )
         self._static_step = compile(self._whole_step)
 
     def evaluate(self, batches: Iterable) -> dict[str, float]:

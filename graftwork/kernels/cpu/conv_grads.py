@@ -275,7 +275,7 @@ def _correlation(x: Spec, g: Spec, out: Spec, stride, padding, dilation, groups:
     panel_parts = -(-panels // per)
     shares = min(max(1, -(-wanted // (panel_parts * groups))), chunks)
     x_line = PIXELS * total if flat else width * total
-    packs = cout != PANEL and cout != LANES
+    packs = groups > 1 or cout not in (PANEL, LANES)
     lines_floats = (together * per_chunk * line + 15) // 16 * 16 if copies else 0
     floats = lines_floats + (len(offsets) * columns * PANEL if packs else 0)
     rows = kw * channels if merged else channels

@@ -317,6 +317,8 @@ def _plan_strided(m, n, k, a_strides, b_strides, offsets) -> Plan:
 
 def multiply_arrays(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """out = a @ b at once, for float32 arrays of any strides and a contiguous out."""
+    if 0 in b.strides[-2:]:  # repeated values: strides of 0 would say that b is packed
+        b = np.ascontiguousarray(b)
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     batch = out.shape[:-2]
     item = a.itemsize

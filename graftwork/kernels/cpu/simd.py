@@ -84,7 +84,7 @@ def tile(rows: int, vectors: int):
 def _emit(context, builder, arguments, rows: int, vectors: int):
     pa, pb, pc, pinit, k1, k2, ai, ak1, ak2, bk1, bk2, ldc, ldi, low, high = arguments
     start = [_load(builder, pinit, builder.mul(ldi, _I64(i)), j) for i in range(rows) for j in range(vectors)]
-    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32")
 
     row_bytes = builder.mul(ai, _I64(4))
     multiples = row_multiples(builder, row_bytes, rows)

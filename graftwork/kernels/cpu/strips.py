@@ -269,7 +269,7 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
 
 def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start):
     """The sums over all segments and steps, in registers."""
-    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32")
     row_bytes = builder.mul(a_row, _INT(4))
     step_bytes = builder.mul(a_step, _INT(4))
     multiples = simd.row_multiples(builder, row_bytes, rows)
