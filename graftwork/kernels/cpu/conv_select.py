@@ -22,9 +22,7 @@ def plan_conv2d(
     return conv_gemm.plan_forward(x, w, b, r, out=out, activation=activation, **geometry)
 
 
-def plan_conv2d_input_grad(
-    g: Spec, w: Spec, *, out: Spec, input_shape, stride, padding, dilation, groups: int
-) -> Plan | None:
+def plan_conv2d_input_grad(g: Spec, w: Spec, *, out: Spec, input_shape, stride, padding, dilation, groups: int) -> Plan | None:
     """The plan of the gradient in x."""
     if g.dtype != conv_gemm.FLOAT32 or 0 in g.shape or 0 in out.shape:
         return None
