@@ -7,9 +7,9 @@ import importlib.util
 import subprocess
 import sys
 
-PARTS = ("overhead", "roofline", "coldstart", "memory", "networks")
+PARTS = ("overhead", "static", "roofline", "coldstart", "memory", "networks")
 PEERS = ("torch", "onnx", "onnxruntime", "openvino", "matplotlib")
-NEEDS = {"overhead": ("torch",)}  # the other parts skip the peers that are missing
+NEEDS = {"overhead": ("torch",), "static": ("torch",)}  # the other parts skip the peers that are missing
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
             print(f"== {part}: skipped, needs {', '.join(NEEDS[part])}", flush=True)
             continue
         print(f"== {part}", flush=True)
-        arguments = [] if part == "overhead" else ["--threads", str(options.threads)]
+        arguments = [] if part in ("overhead", "static") else ["--threads", str(options.threads)]
         arguments += ["--seconds", str(options.seconds)] if part == "networks" else []
         if subprocess.call([sys.executable, "-m", f"bench.{part}", *arguments]):
             failed.append(part)

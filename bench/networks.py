@@ -234,8 +234,7 @@ def measure(networks: list[str], batches: list[int], threads: int, seconds: floa
             found = measure_case(network, batch, threads, seconds, peak)
             entries.append(found)
             print(report.table([found]), flush=True)
-            if (found["disturbance"] or 0) > report.QUIET:
-                print(f"  other processes kept {found['disturbance']:.2f} cores busy: measure again on an idle machine")
+            print(f"  {report.fairness([found])}", flush=True)
             for name, reason in found["skipped"].items():
                 print(f"  skipped {name}: {reason}", flush=True)
     result = {"threads": threads, "seconds": seconds, "gflops": round(peak.flops / 1e9, 1),

@@ -63,8 +63,6 @@ def markdown(result: dict) -> str:
     about = result["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("cpu", "cores") and v)
     entries = result["networks"]
-    order = [c["forwards_over_backwards"] for e in entries for c in e["candidates"].values()]
-    spread = f"{min(order):.2f} to {max(order):.2f}" if order else "nothing measured"
     lines = [
         "# Networks beside peers", "",
         f"Median milliseconds for 224x224 pictures, float32, {result['threads']} threads, the same weights everywhere.", "",
@@ -72,9 +70,7 @@ def markdown(result: dict) -> str:
         *(f"- Geometric mean of {key.replace('_', ' ')}: {value:.3f}" for key, value in result["geometric_mean"].items()),
         f"- Machine: {about['cpu']}, {about['cores']} cores; {versions}",
         f"- Peaks measured in the same run: {result['gflops']} GFLOP/s, {result['gbytes_per_second']} GB/s",
-        f"- Candidates take turns; medians of forward over backward rounds: {spread}; "
-        f"{sum(e['restless'] for e in entries)} turns began before all threads slept",
-        f"- Cores that other processes kept busy meanwhile, at most: {_worst(entries)}", "",
+        f"- Candidates take turns; {fairness(entries)}", "",
     ]  # fmt: skip
     shares = [name for name in OURS if any(name in e["candidates"] for e in entries)]
     if shares:
@@ -89,11 +85,16 @@ def markdown(result: dict) -> str:
     return "\n".join([*lines, *(["## Skipped", "", *skipped, ""] if skipped else [])])
 
 
-def _worst(entries: list[dict]) -> str:
+def fairness(entries: list[dict]) -> str:
+    """What speaks for or against the figures: effect of the order, pools that did not rest, other processes."""
+    order = [c["forwards_over_backwards"] for e in entries for c in e["candidates"].values()]
     known = [e["disturbance"] for e in entries if e["disturbance"] is not None]
-    if not known:
-        return "unknown on this system"
-    return f"{max(known):.2f}" + (", so some figures are doubtful" if max(known) > QUIET else "")
+    doubt = " (DOUBTFUL: measure again on an idle machine)" if known and max(known) > QUIET else ""
+    return (
+        f"medians of forward over backward rounds {min(order, default=1):.2f} to {max(order, default=1):.2f}; "
+        f"{sum(e['restless'] for e in entries)} turns began before all threads slept; "
+        f"other processes kept {f'{max(known):.2f}' if known else 'an unknown number of'} cores busy{doubt}"
+    )
 
 
 def plot(result: dict, path: Path) -> Path:

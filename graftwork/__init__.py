@@ -18,8 +18,10 @@ from .nn.rng import manual_seed
 from .nn.tensor import Tensor, tensor
 
 __version__ = "0.1.0"
-__all__ = ["Tensor", "compile", "cuda", "errors", "grad", "kernels", "load_graph", "manual_seed", "nn", "no_grad", "num_threads",
-           "plugins", "set_num_threads", "tensor", "zoo"]  # fmt: skip
+__all__ = [
+    "Tensor", "compile", "cuda", "errors", "grad", "kernels", "load_graph", "manual_seed", "nn", "no_grad", "num_threads",
+    "plugins", "set_num_threads", "tensor", "zoo",
+]  # fmt: skip
 
 
 def __getattr__(name: str):

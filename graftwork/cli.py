@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import warnings
 from typing import Any
@@ -21,6 +22,8 @@ class _Group(click.Group):
     complete = False
 
     def main(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        # OpenMP's idle threads otherwise spin for milliseconds, which on a busy machine takes the cores from the work
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         if not self.complete:
             self._complete()
         return super().main(*args, **options)

@@ -15,6 +15,10 @@ class ShapeError(GraftworkError, ValueError):
     """Shapes, axes or sizes that do not fit an operation."""
 
 
+class RangeError(ShapeError, IndexError):
+    """Labels or positions outside of what they point into."""
+
+
 class DTypeError(GraftworkError, TypeError):
     """Element types that an operation does not take, or operands whose types differ."""
 

@@ -60,9 +60,9 @@ def test_markdown(result):
     assert "| squeezenet1_1, 1 | 8.0 | **2.0** | 16.0 | 4.0 | 2.00 | 0.50 | 0.50 | 0.12 |" in rows
     assert "| squeezenet1_1, 1 | 2.0 | 25% | 100% |" in rows
     assert "squeezenet1_1, 1: openvino: not installed: openvino" in text
-    assert "kept busy meanwhile, at most: 0.01\n" in text
+    assert "other processes kept 0.01 cores busy\n" in text
     result["networks"][1]["disturbance"] = 0.5
-    assert "at most: 0.50, so some figures are doubtful" in report.markdown(result)
+    assert "kept 0.50 cores busy (DOUBTFUL" in report.markdown(result)
     result["networks"][1]["disturbance"] = 0.01
     assert json.loads(json.dumps(result)) == result
 

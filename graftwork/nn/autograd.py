@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..errors import GradientError, ShapeError
 
 Tensor: Any = None  # nn.tensor binds its class here: the two files are about each other
@@ -31,16 +33,35 @@ mode = _Mode()
 
 
 class Changes:
-    """Counts what may make a captured graph out of date, so that looking is cheap: tensors written, and modules or leaves
-    whose settings changed."""
+    """Numbers that change with whatever may make a captured graph out of date, so that looking is cheap: `values` with every
+    write into a tensor, `settings` with every new setting of a module or leaf. written: the last write into each piece of
+    memory, by the id of the array that owns it, because several tensors may look at it.
+    """
 
     values = settings = 0
+    written: dict[int, int] = {}
+
+
+def memory(array):
+    """The array that owns the memory that `array` looks at."""
+    while isinstance(array.base, type(array)):
+        array = array.base
+    return array
+
+
+def share_memory(a, b) -> bool:
+    """Whether two arrays on the CPU may look at the same bytes."""
+    return memory(a) is memory(b) and np.may_share_memory(a, b)
 
 
 def mark_written(t) -> None:
     """Tell tapes and captured graphs that the values of `t` have changed in place."""
-    t.written = next_seq()
-    Changes.values += 1
+    t.written = Changes.written[id(memory(t.data))] = Changes.values = next_seq()
+
+
+def mark_set() -> None:
+    """Tell captured graphs that a setting has changed. (After the change: another thread may look at once.)"""
+    Changes.settings = next_seq()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """`gw.compile`: a function or module that is captured once per input signature and replayed from then on.
 
-What decides which graph serves a call: the structure of the arguments, the tensors' shapes, dtypes and devices, every plain
-argument by value, whether gradients are recorded, the settings of all modules within reach (training flag, rates, paddings), and
-the plain values that the function closes over. Any of them changed means another capture, never a wrong replay. Values of
+What decides which graph serves a call: the structure of the arguments, the tensors' shapes and dtypes, every plain argument by
+value, whether gradients are recorded, the settings of all modules within reach (training flag, rates, paddings), and the plain
+values that the function can reach (`nn/reach.py`). Any of them changed means another capture, never a wrong replay. Values of
 parameters, buffers, learning rates and generators are read at each call.
 """
 
@@ -20,19 +20,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CaptureError, ConfigError, GradientError
+from ..kernels.reference.index import check_range
 from . import passes
-from .autograd import Changes, Leaf, Node, Slot, mode, next_seq
-from .capture import Backward, Captured, Trace, capture
-from .graph import Graph, Value
+from .autograd import Changes, Leaf, Node, Slot, mode, next_seq, share_memory
+from .capture import Captured, Result, Same, Trace, capture, refuse
+from .graph import Graph, Outgrown, Value
 from .modules.module import Module
-from .ops.common import check_range
 from .optim import Optimizer
+from .reach import PLAIN, Reach, frozen
 from .tensor import Tensor
 
 if TYPE_CHECKING:
+    from .capture import Place
     from .lower import Executable
 
-PLAIN = (int, float, complex, str, bytes, bool, type(None), np.dtype, np.generic, slice, type(Ellipsis), type)
 MANY = 16  # captures of one function after which a warning says why
 
 
@@ -40,9 +41,13 @@ def compile(target: Callable) -> Compiled:
     """A static version of a Module, a function of tensors, or a whole training step; the same call signature.
 
     Each new input signature is captured (run once on symbols), optimised and planned; later calls replay without Python or
-    allocation in between. Arguments and results may be nested tuples, lists and dicts; results are new tensors of the caller's.
+    allocation in between. Arguments and results may be nested tuples, lists and dicts. Results are new tensors of the caller's,
+    which share memory with nothing; only a tensor that is returned as it was given (an argument, a parameter) is itself.
     Works as a decorator. Raises CaptureError with the user's line for what cannot be captured (a branch on a tensor's value,
-    `.item()`, attributes assigned inside `forward`); ConfigError if `target` is no function.
+    `.item()`, attributes assigned inside `forward`, a list that grows); ConfigError if `target` is no function.
+
+    Weights may change at any time through ops, optimisers, `load_state_dict` and `numpy()`. Where something has been computed
+    ahead from them, arrays that `numpy()` gave out become read-only. What is written into the raw `tensor.data` goes unnoticed.
     """
     if isinstance(target, Compiled):
         return target
@@ -58,25 +63,34 @@ class Compiled:
     """
 
     def __init__(self, target: Callable):
-        self.target = target
+        if not isinstance(target, Module):
+            functools.update_wrapper(self, target)
+        self.target = self.__wrapped__ = target
         self.captures: list[str] = []
         self._name = type(target).__name__ if isinstance(target, Module) else getattr(target, "__name__", "function")
         self._entries: dict[Any, Entry] = {}
+        self._alive: list[Any] = []  # objects whose ids stand in keys, so that no others can get those
         self._lock = threading.RLock()
         self._settings: dict[Any, int] = {}  # settings of the modules within reach -> a number for the key
         self._current = self._looked = -1
-        self._watched = _Watched(target)
-        if not isinstance(target, Module):
-            functools.update_wrapper(self, target)
+        self._objects: dict[int, Any] = {}  # modules and optimisers that have been arguments
+        self._reach = Reach(target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if mode.trace is not None:  # inside another capture: part of that one
             return self.target(*args, **kwargs)
         tensors: list[Tensor] = []
         structure = flatten((args, kwargs), tensors)
-        return self._entry(structure, tensors, args, kwargs).call(tensors)
+        while True:
+            key, entry = self._entry(structure, tensors, args, kwargs)
+            try:
+                return entry.call(tensors)
+            except Outgrown:
+                self._entries.pop(key, None)
 
     def __getattr__(self, name: str) -> Any:
+        if "target" not in self.__dict__:
+            raise AttributeError(name)
         return getattr(self.__dict__["target"], name)
 
     def __repr__(self) -> str:
@@ -85,51 +99,66 @@ class Compiled:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
+    def __reduce__(self) -> Any:  # copies and pickles capture anew
+        return compile, (self.target,)
+
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments: `print` it, or `.html("graph.html")`."""
         return self.executable(*args, **kwargs).graph
 
     def executable(self, *args: Any, **kwargs: Any) -> Executable:
         """What a call with these arguments replays: plans, memory, steps."""
+        if mode.trace is not None:
+            refuse("a compiled function is captured inside another capture; call it there, and compile the outer one alone")
         tensors: list[Tensor] = []
         structure = flatten((args, kwargs), tensors)
-        return self._entry(structure, tensors, args, kwargs).executable
+        return self._entry(structure, tensors, args, kwargs)[1].executable
 
-    def _entry(self, structure: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> Entry:
+    def _entry(self, structure: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> tuple[Any, Entry]:
         if self._looked != Changes.settings:
             self._look()
         grad = mode.grad
         signature = tuple([(t.data.shape, t.data.dtype, t.device, grad and t.edge is not None) for t in tensors])
         repeats = () if len(tensors) < 2 else tuple(_repeats(tensors))
-        key = structure, signature, repeats, grad, self._current, self._watched.values()
+        asked = structure, signature, repeats, grad
+        key = *asked, self._current, self._reach.values()
         entry = self._entries.get(key)
-        if entry is not None:
-            return entry
-        with self._lock:
-            if self._watched.add((args, kwargs)):  # modules that were not known to be within reach
-                self._look()
-                return self._entry(structure, tensors, args, kwargs)
-            if key not in self._entries:
-                self._entries[key] = self._capture(key, tensors, args, kwargs)
-            return self._entries[key]
+        return (key, entry) if entry is not None else self._new_entry(asked, tensors, args, kwargs)
 
     def _look(self) -> None:
         """Note the settings of all modules within reach."""
-        looked = Changes.settings
-        settings = tuple(_settings(m) for m in self._watched.modules())
-        self._current = self._settings.setdefault(settings, len(self._settings))
-        self._looked = looked
+        with self._lock:
+            looked = Changes.settings
+            alive: list[Any] = []
+            settings = self._reach.settings(alive)
+            if settings not in self._settings:
+                self._alive += alive
+            self._current = self._settings.setdefault(settings, len(self._settings))
+            self._looked = looked
+
+    def _new_entry(self, asked: tuple, tensors: list[Tensor], args: tuple, kwargs: dict) -> tuple[Any, Entry]:
+        """Something differs, so look again at what is within reach, and capture if that changes nothing."""
+        with self._lock:
+            self._objects.update({id(v): v for v in _objects((args, kwargs))})
+            self._reach = Reach(self.target, self._objects.values())
+            self._look()
+            alive: list[Any] = []
+            key = *asked, self._current, self._reach.values(alive)
+            if key not in self._entries:
+                self._alive += alive
+                self._entries[key] = self._capture(key, tensors, args, kwargs)
+            return key, self._entries[key]
 
     def _capture(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> Entry:
         start = time.perf_counter()
-        captured = capture(self.target, self._name, lambda trace: _stand_ins(trace, self.target, args, kwargs),
-                           self._watched.tensors(), _flatten_output)  # fmt: skip
+        captured = capture(self.target, self._name, lambda trace: _stand_ins(trace, self.target, args, kwargs), self._reach,
+                           _flatten_output)  # fmt: skip
         entry = Entry(captured, len(tensors))
-        reason = _difference(key, list(self._entries))
+        reason = _difference(key, list(self._entries), [name for name, _ in self._reach.cells])
         self.captures.append(f"{self._name}: captured {reason} in {time.perf_counter() - start:.2f} s")
         if len(self.captures) == MANY:
             warnings.warn(
-                f"{self._name} has been captured {MANY} times, last {reason}; pass what changes often as a tensor", stacklevel=4
+                f"{self._name} has been captured {MANY} times, last {reason}; pass what changes often as a tensor", stacklevel=5
             )
         return entry
 
@@ -146,57 +175,69 @@ class Entry:
 
     def __init__(self, captured: Captured, arguments: int):
         graph = captured.graph
-        self.guards = [(graph.inputs.index(v), *rest) for v, *rest in captured.guards]
-        self.structure = captured.structure
+        self.captured, self.structure, self.outputs = captured, captured.structure, captured.outputs
+        self.guards = [(graph.inputs.index(guard[0]), guard[1:]) for guard in captured.guards]
         self.states = dict(graph.states)
-        self.constants = dict(graph.constants)
-        self.arguments = graph.inputs[:arguments]
-        computed = [v for v in captured.outputs if isinstance(v, Value) and v.node is not None]
-        computed += [v for _, v, _ in captured.gradients if v is not None]
-        results = list(dict.fromkeys(computed))
-        self.position = {v: i for i, v in enumerate(results)}
-        self.outputs, self.gradients = captured.outputs, captured.gradients
-        self.updates = bool(graph.written())
+        self.number = {v: i for i, v in enumerate(graph.inputs[:arguments])}
+        self.written = [graph.states[v] for v in graph.states if v in graph.written()]
         self.backward: _BackwardPass | None = None
         if captured.differentiable is not None:
-            self.backward = _BackwardPass(captured, results)
+            self.backward = _BackwardPass(captured, self)
             graph = self.backward.forward_graph
         else:
-            graph.outputs = results
+            graph.outputs = list(captured.results)
         self.executable = executable(graph)
 
     def call(self, tensors: list[Tensor]) -> Any:
-        for at, low, high, what, limit in self.guards:
-            check_range(tensors[at].data, low, high, what, limit)
-        if self.updates:
-            self._refuse_old_gradients()
-        arrays = self.executable.run([t.data for t in tensors])
-        results = [Tensor(a) for a in arrays]
+        self._check(tensors)
+        results = [Tensor(a) for a in self.executable.run([t.data for t in tensors])]
         if self.backward is not None:
-            self.backward.attach(self, tensors, results)
-        for leaf, value, added in self.gradients:
-            new = None if value is None else results[self.position[value]]
+            self.backward.attach(tensors, results)
+        captured = self.captured
+        for i in captured.leaves:
+            results[i].edge = Leaf()
+        for i in captured.used_up:  # whoever asks for a gradient is told what happened to it
+            results[i].edge = Node(_BackwardPass, {}, None, [], None, next_seq())
+        for place, output, added in captured.gradients:
+            leaf = self.tensor(place, tensors).edge
+            new = None if output is None else self._result(output, tensors, results)
             leaf.grad = leaf.grad + new if added and leaf.grad is not None and new is not None else new
-        return unflatten(self.structure, iter([self._output(v, tensors, results) for v in self.outputs]))
+        return unflatten(self.structure, iter([self._result(v, tensors, results) for v in self.outputs]))
 
-    def _output(self, value: Any, tensors: list[Tensor], results: list[Tensor]) -> Any:
-        if not isinstance(value, Value):
-            return value
-        if value in self.position:
-            return results[self.position[value]]
-        if value in self.states:
-            return self.states[value]
-        if value in self.constants:
-            return Tensor(self.constants[value].copy())
-        return tensors[self.arguments.index(value)]
+    def _result(self, output: Any, tensors: list[Tensor], results: list[Tensor]) -> Any:
+        if type(output) is Result:
+            return results[output.number]
+        return self.tensor(output.value, tensors) if type(output) is Same else output
 
-    def _refuse_old_gradients(self) -> None:
-        for leaf, _, added in self.gradients:
-            if added and leaf.grad is not None:
+    def tensor(self, place: Place, tensors: list[Tensor]) -> Tensor:
+        """The tensor that an argument's or state's value stands for."""
+        if isinstance(place, Tensor):
+            return place
+        return self.states[place] if place in self.states else tensors[self.number[place]]
+
+    def _check(self, tensors: list[Tensor]) -> None:
+        """Refuse what this graph would compute wrongly."""
+        for at, limits in self.guards:
+            check_range(tensors[at].data, *limits)
+        for place in self.captured.clear:
+            if self.tensor(place, tensors).grad is not None:
                 raise CaptureError(
-                    "this step was captured with no gradients at its start and now there are some, which it would have to add "
-                    "to; call zero_grad() inside the compiled function, before backward()"
+                    "this call was captured with no gradients at its start and now there are some, which it would have to "
+                    "read; call zero_grad() inside the compiled function, before backward()"
                 )
+        for place, _, _ in self.captured.gradients:
+            if type(self.tensor(place, tensors).edge) is not Leaf:
+                raise CaptureError(
+                    "this call was captured with a leaf as its argument; backward() inside cannot go on into the history of a "
+                    "computed tensor: return the loss and call backward() on that, or detach() the argument"
+                )
+        for t in self.written:
+            for given in tensors:
+                if share_memory(given.data, t.data):
+                    raise CaptureError(
+                        f"an argument of shape {given.shape} shares memory with a tensor that the compiled function changes in "
+                        "place; pass a copy"
+                    )
 
 
 class _BackwardPass:
@@ -204,40 +245,46 @@ class _BackwardPass:
 
     name, keeps_inputs, keeps_output, multi = "compiled", True, False, True
 
-    def __init__(self, captured: Captured, results: list[Value]):
+    def __init__(self, captured: Captured, entry: Entry):
         whole, plan = captured.graph, captured.differentiable
         assert plan is not None
         before, after = whole.nodes[: plan.start], whole.nodes[plan.start :]
-        self.sources = plan.sources
-        self.incoming = [v for v in plan.incoming if v is not None]
-        heads = [v for v in captured.outputs if isinstance(v, Value)]
-        self.heads = [v for v, g in zip(heads, plan.incoming, strict=True) if g is not None]
+        self.entry, self.count = entry, len(captured.results)
+        self.sources = [place for place, _ in plan.sources]
+        self.heads = list(plan.incoming)  # numbers of the results that can be differentiated
+        incoming = list(plan.incoming.values())
         made_before = {v for n in before for v in n.outputs}
-        wanted = [v for n in after for v in n.inputs] + [g for _, g in plan.sources]
-        self.saved = [v for v in dict.fromkeys(wanted) if v in made_before]
-        arguments = [v for v in whole.inputs if v not in self.incoming]
-        self.read = [v for v in dict.fromkeys(wanted) if v in set(arguments)]
-        self.forward_graph = _part(whole, before, arguments, [*results, *self.saved])
+        wanted = dict.fromkeys([v for n in after for v in n.inputs] + [g for _, g in plan.sources])
+        saved = [v for v in wanted if v in made_before]
+        self.read = [v for v in wanted if v in entry.number or v in entry.states]
+        arguments = [v for v in self.read if v in entry.number]
+        self.forward_graph = _part(whole, before, list(entry.number), [*captured.results, *saved])
         self.backward_graph = _part(
-            whole, after, [*self.incoming, *self.saved, *self.read], [g for _, g in plan.sources], f"{whole.name}_backward"
+            whole, after, [*incoming, *saved, *arguments], [g for _, g in plan.sources], f"{whole.name}_backward"
         )
-        self.arguments = arguments
+        self.specs = [(v.shape, v.dtype) for v in incoming]
+        reached = {v: {i} for i, v in enumerate(incoming)}  # value -> the incoming gradients that it depends on
+        for node in after:
+            found = set().union(*(reached.get(v, ()) for v in node.inputs))
+            reached.update(dict.fromkeys(node.outputs, found))
+        self.reached = [reached.get(g, set()) for _, g in plan.sources]
         self.executable: Executable | None = None
         self.lock = threading.Lock()
 
-    def attach(self, entry: Entry, tensors: list[Tensor], results: list[Tensor]) -> None:
-        """Leave a record on the tape, so that the results can be differentiated."""
-        saved = [t.data for t in results[len(entry.position) :]]
-        del results[len(entry.position) :]
-        inputs = [entry.states[v] if v in entry.states else tensors[self.arguments.index(v)] for v, _ in self.sources]
-        read = [tensors[self.arguments.index(v)].data for v in self.read]
-        specs = [results[entry.position[v]].data for v in self.heads]
-        node = Node(self, {"saved": saved, "read": read}, inputs, [t.edge for t in inputs], None, next_seq())
-        node.grad_specs = [(a.shape, a.dtype) for a in specs]
-        for i, value in enumerate(self.heads):
-            results[entry.position[value]].edge = Slot(node, i)
+    def attach(self, tensors: list[Tensor], results: list[Tensor]) -> None:
+        """Leave a record on the tape, so that the results can be differentiated. It keeps what the backward pass reads: results
+        of the forward pass, then arguments, then states (those to see whether they are written in the meantime)."""
+        read = [self.entry.tensor(v, tensors) for v in self.read]
+        states = [t for v, t in zip(self.read, read, strict=True) if v in self.entry.states]
+        kept = [*results[self.count :], *(t for v, t in zip(self.read, read, strict=True) if v not in self.entry.states)]
+        del results[self.count :]
+        edges = [self.entry.tensor(place, tensors).edge for place in self.sources]
+        node = Node(self, {"given": len(kept)}, [*kept, *states], edges, None, next_seq())
+        node.grad_specs = self.specs
+        for i, number in enumerate(self.heads):
+            results[number].edge = Slot(node, i)
 
-    def vjp(self, g: list, out: None, *inputs: Tensor, saved: list[np.ndarray], read: list[np.ndarray]) -> list[Tensor]:
+    def vjp(self, g: list, out: None, *kept: Tensor, given: int) -> list[Tensor | None]:
         if mode.grad:
             raise GradientError(
                 "gradients of gradients do not pass through a compiled call; compile the whole computation, both backward "
@@ -246,8 +293,10 @@ class _BackwardPass:
         with self.lock:
             if self.executable is None:
                 self.executable = executable(self.backward_graph)
-        incoming = [np.zeros(v.shape, v.dtype) if gi is None else gi.data for gi, v in zip(g, self.incoming, strict=True)]
-        return [Tensor(a) for a in self.executable.run([*incoming, *saved, *read])]
+        incoming = [np.zeros(*spec) if gi is None else gi.data for gi, spec in zip(g, self.specs, strict=True)]
+        arrays = self.executable.run([*incoming, *(t.data for t in kept[:given])])
+        asked = {i for i, gi in enumerate(g) if gi is not None}  # who depends on none of these has no gradient, not a zero one
+        return [None if asked.isdisjoint(r) else Tensor(a) for r, a in zip(self.reached, arrays, strict=True)]
 
 
 def _part(whole: Graph, nodes: list, inputs: list[Value], outputs: list[Value], name: str | None = None) -> Graph:
@@ -278,13 +327,11 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
     if kind is tuple or kind is list:
         return (kind, *[flatten(v, tensors) for v in value])
     if kind is dict:
-        return (kind, *[(k, flatten(v, tensors)) for k, v in value.items()])
-    if isinstance(value, tuple):  # a named tuple
+        return (kind, *[(frozen(k), flatten(v, tensors)) for k, v in value.items()])
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):  # a named tuple
         return (kind, *[flatten(v, tensors) for v in value])
-    if isinstance(value, float):
-        return kind, value.hex()
-    if isinstance(value, PLAIN):
-        return kind, str(value) if isinstance(value, (np.generic, slice)) else value
+    if isinstance(value, PLAIN) and not (isinstance(value, slice) and _holds_tensors(value)):
+        return frozen(value)
     if isinstance(value, (Module, Optimizer)):
         return kind, id(value)
     if isinstance(value, np.ndarray):
@@ -295,12 +342,25 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
     )
 
 
+def _holds_tensors(part: slice) -> bool:
+    return any(isinstance(v, Tensor) for v in (part.start, part.stop, part.step))
+
+
+def _objects(value: Any) -> Iterator[Module | Optimizer]:
+    """Modules and optimisers among nested arguments."""
+    if isinstance(value, (Module, Optimizer)):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for v in value.values() if isinstance(value, dict) else value:
+            yield from _objects(v)
+
+
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with every tensor exchanged."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[_map(v, change) for v in value])
+        return type(value)._make(_map(v, change) for v in value)  # type: ignore[attr-defined]
     if isinstance(value, (tuple, list)):
         return type(value)(_map(v, change) for v in value)
     if isinstance(value, dict):
@@ -309,17 +369,13 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _flatten_output(value: Any) -> tuple[list, Any]:
-    """(leaves, a template to put them back into)."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        parts = [_flatten_output(v) for v in value]
-        return [leaf for leaves, _ in parts for leaf in leaves], (type(value), [t for _, t in parts], "fields")
-    if isinstance(value, (tuple, list)):
-        parts = [_flatten_output(v) for v in value]
-        return [leaf for leaves, _ in parts for leaf in leaves], (type(value), [t for _, t in parts], None)
-    if isinstance(value, dict):
-        parts = [_flatten_output(v) for v in value.values()]
-        return [leaf for leaves, _ in parts for leaf in leaves], (dict, [t for _, t in parts], list(value))
-    return [value], None
+    """(leaves, a template to put them back into): for a container its type, its parts' templates, and a dict's keys."""
+    kind = type(value)
+    if kind not in (tuple, list, dict) and not (isinstance(value, tuple) and hasattr(kind, "_fields")):
+        return [value], None
+    parts = [_flatten_output(v) for v in (value.values() if kind is dict else value)]
+    keys = list(value) if kind is dict else None
+    return [leaf for leaves, _ in parts for leaf in leaves], (kind, [t for _, t in parts], keys)
 
 
 def unflatten(template: Any, leaves: Iterator) -> Any:
@@ -329,7 +385,7 @@ def unflatten(template: Any, leaves: Iterator) -> Any:
     values = [unflatten(part, leaves) for part in parts]
     if kind is dict:
         return dict(zip(keys, values, strict=True))
-    return kind(*values) if keys == "fields" else kind(values)
+    return kind(values) if kind is tuple or kind is list else kind._make(values)
 
 
 def _stand_ins(trace: Trace, target: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -346,13 +402,14 @@ def _stand_ins(trace: Trace, target: Callable, args: tuple, kwargs: dict) -> tup
 
 def _argument_names(target: Callable, args: tuple, kwargs: dict) -> list[str]:
     """A name for each tensor among the arguments, from the function's own parameter names."""
-    function = target.forward if isinstance(target, Module) else target
     try:
-        bound = inspect.signature(function).bind(*args, **kwargs).arguments
+        parameters = [*inspect.signature(target.forward if isinstance(target, Module) else target).parameters.values()]
     except (TypeError, ValueError):
         return []
+    spread = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "x")
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names: list[str] = []
-    for name, value in bound.items():
+    for name, value in [*zip(positional, args, strict=False), *((spread, v) for v in args[len(positional) :]), *kwargs.items()]:
         found: list[Tensor] = []
         flatten(value, found)
         names += [name] * len(found)
@@ -365,123 +422,23 @@ def _repeats(tensors: list[Tensor]) -> Iterator[int]:
     return (seen.setdefault(id(t), i) for i, t in enumerate(tensors))
 
 
-def _difference(key: Any, others: list[Any]) -> str:
-    """What is new about a signature, in words."""
+def _difference(key: Any, others: list[Any], names: list[str]) -> str:
+    """What is new about a signature compared with the most similar one before, in words."""
     if not others:
         return "first"
-    last = others[-1]
-    words = ("the arguments' structure or plain values", "shapes, dtypes or devices", "which arguments are the same tensor",
-             "gradient recording", "a module's settings", "values that the function closes over")  # fmt: skip
-    changed = [word for word, a, b in zip(words, key, last, strict=True) if a != b]
-    return "again because of " + " and ".join(changed)
+    nearest = min(reversed(others), key=lambda other: sum(a != b for a, b in zip(key, other, strict=True)))
+    words = ["the arguments' structure or plain values", "shapes, dtypes or devices", "which arguments are the same tensor",
+             "gradient recording", "a module's settings", "values that the function can reach"]  # fmt: skip
+    if len(key[5]) == len(nearest[5]) == len(names):
+        words[5] = ", ".join(dict.fromkeys(name for name, a, b in zip(names, key[5], nearest[5], strict=True) if a != b))
+    if key[1] != nearest[1]:
+        words[1] += f" ({_specs(key[1])} after {_specs(nearest[1])})"
+    changed = [word for word, a, b in zip(words, key, nearest, strict=True) if a != b]
+    return "again because of " + " and ".join(changed or ["a parameter's shape or dtype"])
 
 
-# -- what a function can reach -----------------------------------------------------------------------------------------
+def _specs(signature: tuple) -> str:
+    return ", ".join(f"{dtype}{list(shape)}{' with gradient' if grad else ''}" for shape, dtype, _, grad in signature)
 
 
-class _Watched:
-    """The modules, optimisers and plain values within a function's reach: itself, its arguments, closure and globals."""
-
-    def __init__(self, target: Callable):
-        self.roots: dict[int, tuple[str, Any]] = {}
-        self.cells: list[tuple[Callable[[], Any], str]] = []
-        self._add("", target if isinstance(target, Module) else vars(getattr(target, "__self__", None) or _Nothing()))
-        function = inspect.unwrap(getattr(target, "__func__", target)) if not isinstance(target, Module) else None
-        if isinstance(function, types.FunctionType):
-            self._look_into(function)
-
-    def _look_into(self, function: types.FunctionType) -> None:
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self.cells.append((lambda cell=cell: _contents(cell), name))
-        names = _global_names(function.__code__)
-        for name in names:
-            if name in function.__globals__:
-                self.cells.append((lambda name=name, g=function.__globals__: g.get(name), name))
-        for read, name in self.cells:
-            self._add(name, read())
-        self.cells = [(read, name) for read, name in self.cells if _watchable(read())]
-
-    def _add(self, name: str, value: Any) -> None:
-        if isinstance(value, (Module, Optimizer)):
-            self.roots.setdefault(id(value), (name, value))
-        elif isinstance(value, Compiled):
-            self._add(name, value.target)
-        elif isinstance(value, (tuple, list)) and len(value) < 100:
-            for i, v in enumerate(value):
-                self._add(f"{name}{i}", v)
-        elif isinstance(value, dict) and len(value) < 100:
-            for k, v in value.items():
-                self._add(str(k), v)
-
-    def add(self, arguments: Any) -> bool:
-        """Modules and optimisers among the arguments are within reach too; returns whether any is new."""
-        before = len(self.roots)
-        self._add("", arguments)
-        return len(self.roots) > before
-
-    def values(self) -> tuple:
-        """Plain values by content, everything else by identity."""
-        return tuple([_frozen(read()) for read, _ in self.cells])
-
-    def modules(self) -> list[Module]:
-        return [value for _, value in self.roots.values() if isinstance(value, Module)]
-
-    def tensors(self) -> list[tuple[str, Tensor]]:
-        """Every parameter, buffer and optimiser state within reach, by a readable name."""
-        found: list[tuple[str, Tensor]] = []
-        for name, root in self.roots.values():
-            if isinstance(root, Module):
-                prefix = f"{name}." if name else ""
-                found += [(prefix + path, t) for path, t in (*root.named_parameters(), *root.named_buffers())]
-            else:
-                found += [("lr", group["lr"]) for group in root.groups]
-                found += [(key, t) for state in root.state for key, t in state.items()]
-                found.append(("steps", root.steps))
-        return found
-
-
-class _Nothing:
-    """An owner without attributes, for functions that are no methods."""
-
-
-def _contents(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return None
-
-
-def _global_names(code: types.CodeType) -> list[str]:
-    nested = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _global_names(c)]
-    return list(dict.fromkeys([*code.co_names, *nested]))
-
-
-def _watchable(value: Any) -> bool:
-    """Whether a name's value is worth comparing at each call: plain values, tensors, modules; not functions and packages."""
-    return not isinstance(value, (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, Compiled, type))
-
-
-def _frozen(value: Any) -> Any:
-    """Something hashable that changes when a plain value does."""
-    if isinstance(value, float):
-        return float, value.hex()
-    if isinstance(value, PLAIN):
-        return type(value), str(value) if isinstance(value, (np.generic, slice)) else value
-    if type(value) in (tuple, list) and len(value) < 100:
-        return (type(value), *[_frozen(v) for v in value])
-    if type(value) is dict and len(value) < 100:
-        return (dict, *[(k, _frozen(v)) for k, v in value.items()])
-    return id(value)
-
-
-def _settings(module: Module) -> tuple:
-    """Everything about a tree of modules that its forward pass may depend on, tensors' values apart."""
-    found = []
-    for path, part in module.named_modules():
-        plain = tuple((k, _frozen(v)) for k, v in part.__dict__.items() if k not in ("_parameters", "_buffers", "_modules"))
-        leaves = tuple(p.edge is not None for p in part._parameters.values())
-        found.append((path, id(part), plain, leaves, tuple(part._modules)))
-    return tuple(found)
-
-
-__all__ = ["Backward", "Compiled", "Leaf", "compile"]
+__all__ = ["Compiled", "compile", "executable"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import DataError
 
 
-def require_writable(path: str | Path) -> Path:
+def require_writable(path: str | os.PathLike) -> Path:
     """The path, if a file can be written there; DataError otherwise. Ask before long work, not after it."""
     path = Path(path)
     if not path.parent.is_dir():
@@ -26,7 +26,7 @@ def require_writable(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed onto it at the end, removed if anything goes wrong.
 
     Raises DataError if the folder does not exist or cannot be written to.

@@ -1,8 +1,8 @@
 """The graph: what a captured call computes, as a list of op records in an order that runs.
 
 Three classes. A `Value` is an array without its contents; it comes from outside (an input, a state tensor, a constant) or
-from a node. A `Node` is one op call. A `Graph` holds them, checks itself, and prints as Python-like text with the user's line for
-every node. Passes (`nn/passes/`) rewrite graphs; `nn/lower.py` runs them.
+from a node. A `Node` is one op call. A `Graph` holds them, checks itself, and prints as Python-like text with the user's line
+for every node. Passes (`nn/passes/`) rewrite graphs; `nn/lower.py` runs them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ import numpy as np
 from ..errors import GraftworkError, GraphError
 from .op import Op, bytes_moved
 from .tensor import Tensor
+
+
+class Outgrown(GraphError):
+    """A state tensor has got another shape or dtype than its graph was made for."""
 
 
 class Value:
@@ -149,8 +153,15 @@ class Graph:
         return found
 
     def written(self) -> set[Value]:
-        """States (and buffers) that some node changes in place."""
+        """States that some node changes in place."""
         return {value for node in self.nodes for value in node.writes}
+
+    @staticmethod
+    def viewed(value: Value) -> Value:
+        """The value whose memory `value` is a view of; itself if it is no view."""
+        while value.node is not None and value.node.op.view is not None:
+            value = value.node.inputs[0]
+        return value
 
     def replace(self, old: Value, new: Value) -> None:
         """Read `new` wherever `old` was read."""

@@ -66,7 +66,7 @@ def load_graph(path: str | os.PathLike) -> LoadedGraph:
             if version == 0:
                 raise GraphError(f"{path} is an HDF5 file but holds no graph; graph.save(path) writes one")
             if version > FORMAT:
-                raise GraphError(f"{path} has graph format {version}, this version of Graftwork reads up to {FORMAT}; upgrade it")
+                raise GraphError(f"{path} has graph format {version}, this version reads up to {FORMAT}; upgrade it")
             structure = json.loads(bytes(_read(file, "structure")))
             graph = _rebuild(structure, file)
         graph.check()

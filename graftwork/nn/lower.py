@@ -2,12 +2,13 @@
 
 `Executable` is made once per graph. It splits off the **ahead** part (what depends on constants and unwritten states only:
 folded weights, packed weights), which runs when a state has changed; asks a planner for each remaining node; lets producers
-write straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one arena
-with every kernel bound to its addresses: replaying it allocates nothing, and concurrent calls take one each.
+write straight into their slice of a concatenation; and lays out one arena by lifetimes (`nn/memory.py`). An `Instance` is one
+arena with every kernel bound to its addresses: replaying it allocates nothing, and concurrent calls take one each.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +19,10 @@ import numpy as np
 from ..kernels import registry
 from ..kernels.cpu import runtime
 from ..kernels.plan import Plan, Spec, aligned_empty
-from .autograd import Changes, mark_written
-from .graph import Graph, Node, Value
+from .autograd import Changes, mark_written, memory
+from .graph import Graph, Node, Outgrown, Value
 from .memory import Buffer, arrange, lower_bound
-from .tensor import ahead
+from .tensor import protect
 
 
 class _Internal:
@@ -69,6 +70,8 @@ class Executable:
         self.places: dict[Value, Place] = {}
         self.slices: dict[tuple[Node, int], Value] = {}  # parts of concatenations that are copied there
         self.seen = -1
+        self.states = list(graph.states.values())
+        self.held: list[int] = []  # ids of the states' arrays
         self.versions: dict[Value, tuple] = {}
         self.generation = 0
         self.steps = self._plan(body)
@@ -140,7 +143,7 @@ class Executable:
             first = 0
             for i, part in enumerate(node.inputs):
                 last = first + part.shape[-1]
-                place = Place(node.output, lambda whole, a=first, b=last: whole[..., a:b])
+                place = Place(node.output, functools.partial(_channels, first=first, last=last))
                 if self._can_write_into(part, node, plans, readers):
                     self.places[part] = place
                 else:
@@ -238,18 +241,37 @@ class Executable:
                 mark_written(t)
 
     def refresh(self) -> None:
-        """Compute ahead again what depends on states that have changed."""
-        if self.seen == Changes.values:
+        """Compute ahead again what depends on states that have changed. Raises Outgrown if one has another shape or dtype."""
+        if self.seen == Changes.values and self.held == [id(t.data) for t in self.states]:
             return
         with self.lock:
             seen = Changes.values
-            versions = {v: (id(t.data), t.written if v in self.fixed else 0) for v, t in self.graph.states.items()}
-            if versions != self.versions:
+            for value, t in self.graph.states.items():
+                if t.data.shape != value.shape or t.data.dtype != value.dtype or not isinstance(t.data, np.ndarray):
+                    found = f"{t.dtype}{list(t.shape)} on {t.device}"
+                    raise Outgrown(f"{value.name} is {found} now; the graph was made for {value.spec}")
+            if self._versions() != self.versions:
+                self._protect()
+                versions = self._versions()
                 self._compute_ahead()
                 self.versions = versions
                 self.generation += 1
                 self.free.clear()
+            self.held = [id(t.data) for t in self.states]
             self.seen = seen
+
+    def _versions(self) -> dict[Value, tuple]:
+        """What tells whether a state has been exchanged or, where something may depend on its values, written."""
+        return {
+            v: (id(t.data), Changes.written.get(id(memory(t.data)), 0) if v in self.fixed else 0)
+            for v, t in self.graph.states.items()
+        }
+
+    def _protect(self) -> None:
+        sources = {v for n in self.ahead_nodes for v in n.inputs} | {source for source, _ in self.packs.values()}
+        for value, t in self.graph.states.items():
+            if value in sources:
+                protect(t)
 
     def _compute_ahead(self) -> None:
         arrays = dict(self.graph.constants) | {v: t.data for v, t in self.graph.states.items()}
@@ -260,9 +282,6 @@ class Executable:
             runtime.run(pack.bind(np.ascontiguousarray(arrays[source]), target))
             arrays[value] = target
         self.arrays = arrays
-        for value in {v for n in self.ahead_nodes for v in n.inputs} | {source for source, _ in self.packs.values()}:
-            if value in self.graph.states:
-                ahead[id(self.graph.states[value])] = self.graph.states[value]
 
 
 class Instance:
@@ -395,6 +414,10 @@ def _planned(node: Node) -> Plan | None:
     outs = [Spec(v.shape, v.dtype) for v in node.outputs]
     out = outs if node.op.multi else outs[0] if outs else None
     return planner(*(Spec(v.shape, v.dtype) for v in node.inputs), out=out, **node.attrs)
+
+
+def _channels(whole: np.ndarray, first: int, last: int) -> np.ndarray:
+    return whole[..., first:last]
 
 
 def _internal_node(op: _Internal, source: Value, target: Value) -> Node:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, DeviceError, DTypeError
+from ..errors import CaptureError, ConfigError, DeviceError, DTypeError
 from ..kernels import registry
 from ..kernels.plan import Spec
 from .autograd import Node, Slot, mark_written, mode, next_seq
@@ -129,6 +129,11 @@ class Op:
                     f"{self.name}: argument {i} is a {type(t).__module__}.{type(t).__qualname__}, expected a "
                     "graftwork.Tensor; wrap it with graftwork.tensor(...)"
                 )
+            if getattr(t.data, "symbolic", False):
+                raise CaptureError(
+                    f"{self.name}: argument {i} (shape {t.shape}) has no values: it is left over from a capture, or from "
+                    "another thread's; return tensors from compiled functions, do not keep them"
+                )
         if not inputs:
             raise DTypeError(f"{self.name}: no tensor given, expected at least one")
         self._require_one_device(inputs)
@@ -141,7 +146,6 @@ class Op:
         kernel = self.view or registry.get(self.name, device=device_of(x), dtype=x.dtype)
         self.table.setdefault(type(x), {})[x.dtype] = kernel, empty
         return kernel, empty
-
 
     def _require_one_device(self, inputs) -> None:
         devices = [device_of(t.data) for t in inputs]

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError
-from .autograd import mode, no_grad
+from .autograd import mark_written, mode, no_grad
+from .modules.module import assign
 from .ops.update import ADAM_UPDATE, INCREMENT, SGD_UPDATE
 from .tensor import Tensor, tensor
 
@@ -61,6 +62,7 @@ class Optimizer:
         first = self.lr
         for group in self.groups:
             group["lr"].data[...] = value * (group["lr"].item() / first if first else 1.0)
+            mark_written(group["lr"])
 
     def zero_grad(self) -> None:
         for group in self.groups:
@@ -100,12 +102,12 @@ class Optimizer:
                 f"the optimiser's state does not fit: {len(own)} entries here, {len(state)} given, or other shapes; "
                 "use the same optimiser, with the same parameters in the same order"
             )
-        self.steps.data[...] = state["steps"]
+        assign(self.steps, state["steps"])
         for i, group in enumerate(self.groups):
-            group["lr"].data[...] = state[f"lr.{i}"]
+            assign(group["lr"], state[f"lr.{i}"])
         for i, tensors in enumerate(self.state):
             for name, value in tensors.items():
-                value.data[...] = state[f"{name}.{i}"]
+                assign(value, state[f"{name}.{i}"])
 
 
 class SGD(Optimizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..errors import ConfigError
-from .autograd import mode
+from .autograd import mark_written, mode
 from .optim import Optimizer
 
 
@@ -26,6 +26,7 @@ class Schedule:
             mode.trace.refuse("a schedule steps inside a captured function; call schedule.step() outside, between its calls")
         for base, group in zip(self.base, self.optimizer.groups, strict=True):
             group["lr"].data[...] = base * self.factor(self.count)
+            mark_written(group["lr"])
 
     def step(self) -> None:
         """Go on to the next step's rate."""

@@ -66,17 +66,20 @@ class Tensor:
             if self.dtype not in FLOATS:
                 raise DTypeError(f"only floating tensors can require a gradient, this one is {self.dtype}; use astype(...)")
             self.edge = Leaf()
-            autograd.Changes.settings += 1
-        elif not value:
-            if self.edge is not None and type(self.edge) is not Leaf:
+            autograd.mark_set()
+        elif not value and self.edge is not None:
+            if type(self.edge) is not Leaf:
                 raise GradientError("requires_grad can be switched off on leaves only; use detach() on a computed tensor")
-            if self.edge is not None:
-                autograd.Changes.settings += 1
             self.edge = None
+            autograd.mark_set()
 
     @property
     def grad(self) -> Tensor | None:
-        return self.edge.grad if type(self.edge) is Leaf else None
+        if type(self.edge) is not Leaf:
+            return None
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.grad_read(self)
+        return self.edge.grad
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
@@ -124,7 +127,7 @@ class Tensor:
         """
         if autograd.mode.trace is not None:
             autograd.mode.trace.needs_value("numpy()")
-        if ahead and id(self) in ahead:
+        if ahead and id(autograd.memory(self.data)) in ahead:
             view = self.data.view()
             view.flags.writeable = False
             return view
@@ -145,6 +148,8 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **kwargs):
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value("__dlpack__()")
         return self.data.__dlpack__(**kwargs)
 
     def __dlpack_device__(self):
@@ -290,8 +295,7 @@ class Tensor:
 
 
 autograd.Tensor = Tensor
-# tensors that some compiled graph has computed ahead from, by id (a set would compare them, elementwise)
-ahead: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+ahead: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # memory that `protect` was told of, by id
 _F: Any = None
 
 
@@ -299,6 +303,17 @@ def bind_operators(functional: Any) -> None:
     """Tell tensors where their operators are: `nn.functional` calls this, because ops are built on tensors."""
     global _F
     _F = functional
+
+
+def protect(t: Tensor) -> None:
+    """Something has been computed ahead from the values of `t`: arrays that others hold become read-only, so that a write
+    that nobody could notice raises. Ops, `assign` and `load_state_dict` write through the tensor, as before."""
+    owner, given_out = autograd.memory(t.data), t.data
+    if id(owner) in ahead:
+        return
+    t.data = given_out.view()  # nobody else has this one
+    given_out.flags.writeable = owner.flags.writeable = False
+    ahead[id(owner)] = owner
 
 
 def device_of(array) -> str:
@@ -315,6 +330,8 @@ def as_dtype(dtype) -> np.dtype:
         found = np.dtype(dtype)
     except TypeError:
         found = None
+    if found is not None and not found.isnative:
+        found = found.newbyteorder("=")
     if found not in DTYPES:
         raise DTypeError(f"unknown dtype {dtype!r}; supported: {', '.join(sorted(d.name for d in DTYPES))}")
     return found
@@ -328,6 +345,10 @@ def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = F
     Raises DTypeError for dtypes and objects without a numeric array form, DeviceError for an unusable device.
     """
     if isinstance(array, Tensor):
+        if autograd.mode.trace is not None:  # has no values yet
+            result = array.detach() if dtype is None else array.detach().astype(dtype)
+            result.requires_grad = requires_grad
+            return result
         array = array.data
     has_dtype = hasattr(array, "dtype") or hasattr(array, "__array_interface__") or hasattr(array, "__dlpack__")
     values = _as_array(array)
@@ -335,8 +356,6 @@ def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = F
         dtype = "float32"
     dtype = as_dtype(values.dtype if dtype is None else dtype)
     values = values.astype(dtype, copy=False)
-    if not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
     result = Tensor(_place(values, device))
     result.requires_grad = requires_grad
     return result

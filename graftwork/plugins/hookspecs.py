@@ -52,7 +52,7 @@ def register_modules(register: Callable[..., None]) -> None:
 def register_passes(register: Callable[..., None]) -> None:
     """Add graph passes for ``gw.compile``: call ``register(name, function)``. Runs once, at loading.
 
-    ``function(graph)`` returns the graph to go on with. They are kept in ``plugins.table("pass")``.
+    ``function(graph)`` returns the graph to go on with. It runs after ours, before the last clean-up.
     """
 
 
@@ -68,7 +68,8 @@ def register_commands(cli: Any) -> None:
 def prepare_model(model: Any, trainer: Any) -> Any:
     """Change the model before the trainer uses it: return the Module to train instead, or None to leave it as it is.
 
-    Runs once per fit, before ``fit_start``; each plugin receives what the one before it returned. The optimiser holds the model's parameters already: keep those objects, change their values if need be.
+    Runs once per fit, before ``fit_start``; each plugin receives what the one before it returned, and a second fit what the
+    first one trained. The optimiser holds the model's parameters already: keep those objects, change their values if need be.
     """
 
 

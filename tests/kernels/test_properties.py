@@ -343,6 +343,15 @@ def gather(p: Pick) -> Inputs:
     return (p.values(*shape), p.indices(-shape[axis], max(1, shape[axis]), places)), {"axis": axis}
 
 
+def in_range(p: Pick) -> Inputs:
+    limits = {"low": -3, "high": 5, "what": "positions", "limit": "there are five"}
+    return (p.indices(-3, 5, p.shape(0, 2)),), limits
+
+
+def increment(p: Pick) -> Inputs:
+    return (p.values(),), {}
+
+
 def scatter_add(p: Pick) -> Inputs:
     (x, idx), attrs = gather(p)
     axis = attrs["axis"]
@@ -374,6 +383,24 @@ def slice_scatter(p: Pick) -> Inputs:
         piece = slice(p.one(None, 1, -3), p.one(None, 4, -1), p.one(None, 2, -1, -2))
         cut.append(p.int(-n, n - 1) if n and p.int(0, 3) == 0 else piece)
     return (p.values(*np.empty(shape)[tuple(cut)].shape),), {"shape": shape, "index": tuple(cut)}
+
+
+def contiguous(p: Pick) -> Inputs:
+    return (p.values(*p.shape()),), {}
+
+
+def chain(p: Pick) -> Inputs:
+    """x * b + c, limited, then chosen by a comparison with b: broadcasts, parameters and truth values between the steps."""
+    steps = (("multiply", (0, 1), ()), ("add", (3, 2), ()), ("clip", (4,), (("high", 2.0), ("low", -2.0))),
+             ("greater", (5, 1), ()), ("where", (6, 5, 2), ()))  # fmt: skip
+    return tuple(p.values(*shape) for shape in p.spread(3)), {"program": steps[: p.int(1, len(steps))]}
+
+
+def chain_bound(op, arrays, attrs, want):
+    """Two roundings at the size of the terms; a comparison that they turn chooses between two values of that size, which is
+    kept from happening by halves of integers (see `values`) or is within the bound."""
+    x, b, c = sizes(arrays)
+    return [np.broadcast_to(x * b + c, want[0].shape) if want[0].dtype.kind == "f" else 0]
 
 
 def matmul(p: Pick) -> Inputs:
@@ -588,8 +615,12 @@ ROWS: dict[str, Row] = {
     "sgd_update": Row(sgd, sgd_bound),
     "adam_update": Row(adam, adam_bound),
     "moving_average": Row(moving_average, terms),
+    "increment": Row(increment, value),
+    "in_range": Row(in_range, None),
     "dropout": Row(dropout, value),
     "dropout_grad": Row(dropout_grad, value),
+    "contiguous": Row(contiguous, None, ANY, True),
+    "chain": Row(chain, chain_bound, ("float32", "float64")),
     "matmul": Row(matmul, terms, (*FLOATS, "int32", "int64")),
     "linear": Row(linear, terms, FLOATS),
     "conv2d": Row(conv2d, terms),

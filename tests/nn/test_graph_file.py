@@ -1,5 +1,6 @@
 """Graphs in files: what comes back computes the same; damaged and foreign files are a clear error."""
 
+import contextlib
 import json
 
 import h5py
@@ -14,7 +15,8 @@ from graftwork.nn import functional as F
 @pytest.fixture
 def model():
     gw.manual_seed(2)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm(4), nn.ReLU(), nn.GlobalAvgPool2d(), nn.Linear(4, 2)).eval()
+    layers = nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm(4), nn.ReLU(), nn.GlobalAvgPool2d(), nn.Linear(4, 2)
+    return nn.Sequential(*layers).eval()
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_files_that_are_no_graphs(tmp_path, saved):
         gw.load_graph(tmp_path / "other.h5")
     with h5py.File(saved, "r+") as file:
         file.attrs["graftwork_graph"] = 99
-    with pytest.raises(errors.GraphError, match="format 99, this version of Graftwork reads up to 1"):
+    with pytest.raises(errors.GraphError, match="format 99, this version reads up to 1"):
         gw.load_graph(saved)
 
 
@@ -158,10 +160,8 @@ def test_random_damage_is_always_a_graph_error(saved, rng):
         for at in rng.integers(0, len(bad), rng.integers(1, 30)):
             bad[at] = rng.integers(256)
         saved.write_bytes(bytes(bad))
-        try:
+        with contextlib.suppress(errors.GraphError):  # anything else is a failure; a harmless change may load
             gw.load_graph(saved)
-        except errors.GraphError:
-            pass
 
 
 def test_a_failed_save_leaves_nothing(model, x, tmp_path):

@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 
+import graftwork as gw
 from graftwork import nn, plugins
 from graftwork.nn.op import unregister
 from graftwork.plugins import hookimpl, hookspecs
@@ -193,12 +194,21 @@ def test_an_error_in_a_hook_reaches_the_caller_and_fit_end_still_runs(new_manage
     assert ended == [1]
 
 
-def test_passes_and_modules_are_kept_by_name():
-    function = lambda graph: graph  # noqa: E731 - what a plugin may register
+def test_passes_and_modules_are_kept_by_name_and_passes_run():
+    graphs = []
+
+    def function(graph):
+        graphs.append(graph)
+        return graph
+
     both = Plugin(
         register_passes=lambda register: register("a_pass", function),
         register_modules=lambda register: register("ALayer", nn.Linear),
     )
     with plugins.registered(both, "both"):
+        gw.compile(lambda x: x * 2.0 + 1.0)(gw.tensor([1.0]))
+        assert len(graphs) == 1
         assert plugins.table("pass")["a_pass"] is function and plugins.table("module")["ALayer"] is nn.Linear
+    gw.compile(lambda x: x * 2.0 + 1.0)(gw.tensor([1.0]))
+    assert len(graphs) == 1
     assert "a_pass" not in plugins.table("pass") and "ALayer" not in plugins.table("module")

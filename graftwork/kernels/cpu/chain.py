@@ -350,16 +350,20 @@ def _compile(specs: tuple[Spec, ...], out: Spec, program: tuple) -> tuple[np.nda
         return None
     if any(s.dtype not in (_FLOAT32, _BOOL) for s in specs) or out.dtype not in (_FLOAT32, _BOOL):
         return None
-    dimensions = _dimensions(out.shape, [s.shape for s in specs])
+    read = {o for _, operands, _ in program for o in operands}
+    shapes = [s.shape if i in read else () for i, s in enumerate(specs)]
+    if any(np.broadcast_shapes(s, out.shape) != out.shape for s in shapes):
+        return None  # a step that nothing reads is wider than the output
+    dimensions = _dimensions(out.shape, shapes)
     if dimensions is None:
         return None
     (images, rows, columns), views = dimensions
     block_rows = _block_rows(rows, columns)
     words: list[int] = []
     registers = 0
-    for spec, view in zip(specs, views, strict=True):
+    for i, (spec, view) in enumerate(zip(specs, views, strict=True)):
         contiguous = (view.column == 1 or columns == 1) and (view.row == columns or rows == 1 or block_rows in (0, 1))
-        direct = spec.dtype == _FLOAT32 and contiguous
+        direct = (spec.dtype == _FLOAT32 and contiguous) or i not in read
         words += [*view, spec.dtype.itemsize, -1 if direct else registers]
         registers += not direct
     steps = _allocate(specs, out, program, registers)

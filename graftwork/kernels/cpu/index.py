@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from ..plan import Plan, Spec
+from ..reference.index import check_range
 from . import runtime
 from .copies import bits_of, copy_row, fill_row, gather_rows, one_hot_rows, pad_geometry, pad_memory, scatter_rows  # fmt: skip
 from .planning import FLOAT32, carry_out, parts_for
@@ -174,9 +175,13 @@ def plan_slice_scatter(g: Spec, *, out: Spec, shape: tuple, index: tuple) -> Pla
     """Zeros, then the input copied to its places."""
     if out.ndim > 6:
         return None
+    places = tuple(i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index)  # a view, whatever is indexed
 
     def bind(inputs, outputs, workspace):
-        return [fill_row(outputs[0]), *_copies([(inputs[0], outputs[0][index])])] if out.size else []
+        if out.size == 0:
+            return []
+        target = outputs[0][places]
+        return [fill_row(outputs[0]), *_copies([(inputs[0].reshape(target.shape), target)])]
 
     return Plan(bind)
 
@@ -203,3 +208,9 @@ def contiguous(x: np.ndarray, *, out: np.ndarray) -> None:
         np.copyto(out, x)
     else:
         runtime.run(rows)
+
+
+def in_range(idx: np.ndarray, *, out: np.ndarray, low: int, high: int, what: str, limit: str) -> None:
+    """A copy of `idx`, or RangeError where one is below `low` or not below `high`."""
+    check_range(idx, low, high, what, limit)
+    np.copyto(out, idx)

@@ -15,7 +15,7 @@ from . import atomic, runtime
 from .jit import njit
 from .planning import all_float32, carry_out, parts_for
 from .simd import LANES
-from .vector import double, fill64, load, load_some, multiply_add, store, store_some, total
+from .vector import double, fill64, load, load_some, multiply_add, single, sqrt, store, store_some, total, where
 
 SMALL = 1 << 13  # elements, below which inference stays with NumPy
 BLOCK = 1 << 13  # fewest elements worth a block of their own
@@ -29,8 +29,8 @@ def _rows(*arrays: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(a).reshape(rows, channels) for a in arrays]
 
 
-def _blocks(size: int) -> int:
-    return max(1, min(MOST_BLOCKS, size // BLOCK))
+def _blocks(rows: int, channels: int) -> int:
+    return max(1, min(MOST_BLOCKS, rows * channels // BLOCK, rows // 32))
 
 
 # -- passes over rows --------------------------------------------------------------------------------------------------
@@ -131,27 +131,30 @@ def moments(a, part):
 
 @njit(nogil=True)
 def _total_of(partial, blocks, channels, which, c):
-    value = 0.0
-    for b in range(blocks):
-        value += partial[(2 * b + which) * channels + c]
+    """Sums over the blocks for the vector of channels that starts at c."""
+    value, at = fill64(0.0), which * channels + c
+    for _ in range(blocks):
+        value += load_some(partial, at, channels - c)
+        at += 2 * channels
     return value
 
 
 @runtime.task
 def training_factors(a, part):
     """Words: rows, channels, blocks, x, partial, gamma, beta, mean, var, scale, shift, epsilon."""
-    rows, channels, blocks = a[0], a[1], a[2]
+    channels, blocks, share = a[1], a[2], 1.0 / a[0]
     x, partial, gamma, beta = atomic.f32(a, 3), atomic.f64(a, 4), atomic.f32(a, 5), atomic.f32(a, 6)
     mean, var, scale, shift = atomic.f32(a, 7), atomic.f32(a, 8), atomic.f32(a, 9), atomic.f32(a, 10)
     epsilon = atomic.real(a, 11)
-    for c in range(channels):
-        offset, squares = _total_of(partial, blocks, channels, 0, c) / rows, _total_of(partial, blocks, channels, 1, c) / rows
+    for c in range(0, channels, LANES):
+        count = channels - c
+        offset, squares = _total_of(partial, blocks, channels, 0, c) * share, _total_of(partial, blocks, channels, 1, c) * share
         variance = squares - offset * offset
-        variance = 0.0 if variance < 0.0 else variance  # a constant channel may round to just below zero
-        centre = np.float64(x[c]) + offset
-        mean[c], var[c] = np.float32(centre), np.float32(variance)
-        scale[c] = np.float32(gamma[c] / np.sqrt(variance + epsilon))
-        shift[c] = beta[c]
+        variance = where(variance < 0.0, fill64(0.0), variance)  # a constant channel may round to just below zero
+        store_some(mean, c, single(double(load_some(x, c, count)) + offset), count)
+        store_some(var, c, single(variance), count)
+        store_some(scale, c, single(double(load_some(gamma, c, count)) / sqrt(variance + epsilon)), count)
+        store_some(shift, c, load_some(beta, c, count), count)
 
 
 @njit(nogil=True)
@@ -222,20 +225,22 @@ def batch_grad_sums(a, part):
 def batch_grad_factors(a, part):
     """Words: rows, channels, blocks, partial, gamma, var, dgamma, dbeta, factors (3, C), epsilon.
 
-    dx = factors[0] * g + factors[1] * (x - mean) + factors[2].
+    dx = factors[0] * (g - factors[2] - factors[1] * (x - mean)).
     """
     rows, channels, blocks = a[0], a[1], a[2]
     partial, gamma, var = atomic.f64(a, 3), atomic.f32(a, 4), atomic.f32(a, 5)
     dgamma, dbeta, factors, epsilon = atomic.f32(a, 6), atomic.f32(a, 7), atomic.f32(a, 8), atomic.real(a, 9)
-    count = max(rows, 1)
-    for c in range(channels):
+    share = 1.0 / max(rows, 1)
+    for c in range(0, channels, LANES):
+        count = channels - c
         sum_g, along = _total_of(partial, blocks, channels, 0, c), _total_of(partial, blocks, channels, 1, c)
-        rstd = 1.0 / np.sqrt(var[c] + epsilon)
-        dgamma[c], dbeta[c] = np.float32(along * rstd), np.float32(sum_g)
-        scale = gamma[c] * rstd
-        factors[c] = np.float32(scale)
-        factors[channels + c] = np.float32(-scale * along * rstd * rstd / count)
-        factors[2 * channels + c] = np.float32(-scale * sum_g / count)
+        rstd = 1.0 / sqrt(double(load_some(var, c, count)) + epsilon)
+        store_some(dgamma, c, single(along * rstd), count)
+        store_some(dbeta, c, single(sum_g), count)
+        scale = double(load_some(gamma, c, count)) * rstd
+        store_some(factors, c, single(scale), count)
+        store_some(factors, channels + c, single(along * rstd * rstd * share), count)
+        store_some(factors, 2 * channels + c, single(sum_g * share), count)
 
 
 @runtime.task
@@ -254,13 +259,12 @@ def batch_grad_rows(a, part):
             if count >= LANES:
                 for r in range(start, end):
                     i = r * channels + c
-                    inner = multiply_add(load(x, i) - centre, slope, offset)
-                    store(out, i, multiply_add(load(g, i), scale, inner))
+                    store(out, i, (load(g, i) - offset - (load(x, i) - centre) * slope) * scale)
             else:
                 for r in range(start, end):
                     i = r * channels + c
-                    inner = multiply_add(load_some(x, i, count) - centre, slope, offset)
-                    store_some(out, i, multiply_add(load_some(g, i, count), scale, inner), count)
+                    value = load_some(g, i, count) - offset - (load_some(x, i, count) - centre) * slope
+                    store_some(out, i, value * scale, count)
 
 
 # -- batch norm: plans -------------------------------------------------------------------------------------------------
@@ -297,7 +301,7 @@ def plan_batch_norm_train(x: Spec, gamma: Spec, beta: Spec, *, out: list[Spec], 
     if not all_float32(x, gamma, beta) or x.size == 0:
         return None
     rows, channels = _extent(x)
-    blocks = _blocks(x.size)
+    blocks = _blocks(rows, channels)
     parts, counting = parts_for(rows, 2 * x.size), parts_for(blocks, 4 * x.size)
     sums = 16 * blocks * channels
 
@@ -323,7 +327,7 @@ def plan_batch_norm_grad(
     if not all_float32(g, x, gamma, mean, var):
         return None
     rows, channels = _extent(x)
-    blocks = _blocks(x.size)
+    blocks = _blocks(rows, channels)
     parts, counting = parts_for(rows, 3 * x.size), parts_for(blocks, 5 * x.size)
     sums = 16 * blocks * channels
 
@@ -455,9 +459,9 @@ def layer_norm_grad_rows(a, part):
 def layer_grad_totals(a, part):
     """Words: channels, blocks, partial, dgamma, dbeta."""
     partial, dgamma, dbeta = atomic.f64(a, 2), atomic.f32(a, 3), atomic.f32(a, 4)
-    for c in range(a[0]):
-        dgamma[c] = np.float32(_total_of(partial, a[1], a[0], 0, c))
-        dbeta[c] = np.float32(_total_of(partial, a[1], a[0], 1, c))
+    for c in range(0, a[0], LANES):
+        store_some(dgamma, c, single(_total_of(partial, a[1], a[0], 0, c)), a[0] - c)
+        store_some(dbeta, c, single(_total_of(partial, a[1], a[0], 1, c)), a[0] - c)
 
 
 def plan_layer_norm(x: Spec, gamma: Spec, beta: Spec, *, out: list[Spec], epsilon: float) -> Plan | None:
@@ -478,7 +482,7 @@ def plan_layer_norm_grad(g: Spec, x: Spec, gamma: Spec, mean: Spec, rstd: Spec, 
     if not all_float32(g, x, gamma, mean, rstd):
         return None
     rows, channels = _extent(x)
-    blocks = min(_blocks(x.size), max(rows, 1))
+    blocks = _blocks(rows, channels)
     parts = parts_for(blocks, 6 * x.size)
 
     def bind(inputs, outputs, workspace):

@@ -23,7 +23,7 @@ from .vector import (
     load_some,
     maximum,
     product,
-    store,
+    single,
     store_some,
     total,
     where,
@@ -101,73 +101,74 @@ def reduce_rows(a, part):
 
 
 @njit(nogil=True)
-def _column_sums(x, at, rows, pitch, partial, target, width):
-    """Sums down `rows` rows of two vectors of columns (the second may be empty or cut)."""
-    a, b, c, d = fill64(0.0), fill64(0.0), fill64(0.0), fill64(0.0)
-    if width >= 2 * LANES:
-        r = 0
-        while r + 2 <= rows:
-            a += double(load(x, at))
-            b += double(load(x, at + LANES))
-            at += pitch
-            c += double(load(x, at))
-            d += double(load(x, at + LANES))
-            at += pitch
-            r += 2
-        if r < rows:
-            a += double(load(x, at))
-            b += double(load(x, at + LANES))
-        store(partial, target, a + c)
-        store(partial, target + LANES, b + d)
-    else:
-        for _ in range(rows):
-            a += double(load_some(x, at, width))
-            b += double(load_some(x, at + LANES, width - LANES)) if width > LANES else fill64(0.0)
-            at += pitch
-        store_some(partial, target, a, width)
-        if width > LANES:
-            store_some(partial, target + LANES, b, width - LANES)
+def _column_sums(x, at, rows, pitch, partial, target, count):
+    """Add `rows` rows of one vector of columns to the sums in `partial`."""
+    a, b = load_some(partial, target, count), fill64(0.0)
+    r = 0
+    while r + 2 <= rows:
+        a += double(load_some(x, at, count))
+        b += double(load_some(x, at + pitch, count))
+        at += 2 * pitch
+        r += 2
+    if r < rows:
+        a += double(load_some(x, at, count))
+    store_some(partial, target, a + b, count)
 
 
 @njit(nogil=True)
-def _column_extremes(x, at, rows, pitch, partial, target, width, sign):
-    a = fill(np.float32(-np.inf))
-    for _ in range(rows):
-        a = maximum(load_some(x, at, width) * sign, a)
-        at += pitch
-    store_some(partial, target, double(a * sign), width)
+def _column_extremes(x, at, rows, pitch, partial, target, count, sign):
+    a = single(load_some(partial, target, count)) * sign
+    b = a
+    r = 0
+    while r + 2 <= rows:
+        a = maximum(load_some(x, at, count) * sign, a)
+        b = maximum(load_some(x, at + pitch, count) * sign, b)
+        at += 2 * pitch
+        r += 2
+    if r < rows:
+        a = maximum(load_some(x, at, count) * sign, a)
+    store_some(partial, target, double(maximum(a, b) * sign), count)
 
 
 @njit(nogil=True)
-def _column_products(x, at, rows, pitch, partial, target, width):
-    a = fill64(1.0)
+def _column_products(x, at, rows, pitch, partial, target, count):
+    a = load_some(partial, target, count)
     for _ in range(rows):
-        a *= double(load_some(x, at, width))
+        a *= double(load_some(x, at, count))
         at += pitch
-    store_some(partial, target, a, width)
+    store_some(partial, target, a, count)
+
+
+_TILE = 256  # columns that are reduced together
+_BAND = 16  # rows that one vector of columns after the other goes through, so that whole pieces of rows are read
 
 
 @runtime.task
 def reduce_columns(a, part):
-    """inner > 1. Words: parts, code, outer, n, chunks, x, partial, inner."""
+    """inner > 1. Words: parts, code, outer, n, chunks, x, partial, inner, start."""
     code, n, chunks, inner = a[1], a[3], a[4], a[7]
-    x, partial = atomic.f32(a, 5), atomic.f64(a, 6)
-    step = 2 * LANES if code == 0 else LANES
-    tiles = (inner + step - 1) // step
-    # neighbouring tiles of a chunk go to one part: they share cache lines and pages
+    x, partial, start = atomic.f32(a, 5), atomic.f64(a, 6), fill64(atomic.real(a, 8))
+    tiles = (inner + _TILE - 1) // _TILE
     for k in range(a[2] * chunks * tiles * part // a[0], a[2] * chunks * tiles * (part + 1) // a[0]):
-        piece, column = k // tiles, k % tiles * step
+        piece, left = k // tiles, k % tiles * _TILE
+        right = builtins.min(left + _TILE, inner)
         o, chunk = piece // chunks, piece % chunks
         first, last = n * chunk // chunks, n * (chunk + 1) // chunks
-        at, target, width = (o * n + first) * inner + column, piece * inner + column, inner - column
-        if code == 0:
-            _column_sums(x, at, last - first, inner, partial, target, width)
-        elif code == 1:
-            _column_extremes(x, at, last - first, inner, partial, target, width, np.float32(1))
-        elif code == 2:
-            _column_extremes(x, at, last - first, inner, partial, target, width, np.float32(-1))
-        else:
-            _column_products(x, at, last - first, inner, partial, target, width)
+        band = builtins.max(_BAND, 4096 // (right - left))
+        for c in range(left, right, LANES):
+            store_some(partial, piece * inner + c, start, right - c)
+        for r in range(first, last, band):
+            rows = builtins.min(band, last - r)
+            for c in range(left, right, LANES):
+                at, target, count = (o * n + r) * inner + c, piece * inner + c, right - c
+                if code == 0:
+                    _column_sums(x, at, rows, inner, partial, target, count)
+                elif code == 1:
+                    _column_extremes(x, at, rows, inner, partial, target, count, np.float32(1))
+                elif code == 2:
+                    _column_extremes(x, at, rows, inner, partial, target, count, np.float32(-1))
+                else:
+                    _column_products(x, at, rows, inner, partial, target, count)
 
 
 @runtime.task
@@ -237,13 +238,13 @@ def _reduction(op: str):
         if x.dtype != FLOAT32 or split is None or 0 in x.shape:
             return None
         outer, n, inner = split
-        chunks = builtins.max(1, builtins.min(CHUNKS // outer, n * inner // 2048, n // 16))
-        tiles = 1 if inner == 1 else -(-inner // (2 * LANES if code == 0 else LANES))
+        tiles = 1 if inner == 1 else -(-inner // _TILE)
+        chunks = builtins.max(1, builtins.min(CHUNKS // (outer * tiles), n * inner // 2048, n // 16))
         parts, finish = parts_for(outer * chunks * tiles, x.size), parts_for(outer * inner, 4 * outer * chunks * inner)
         task = reduce_rows if inner == 1 else reduce_columns
 
         def bind(inputs, outputs, workspace):
-            words = (parts, code, outer, n, chunks, inputs[0], workspace, inner)
+            words = (parts, code, outer, n, chunks, inputs[0], workspace, inner, _START[code])
             scale = 1.0 / n if op == "mean" else 1.0
             return [
                 runtime.row(task, parts, *words),

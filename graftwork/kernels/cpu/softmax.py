@@ -107,9 +107,16 @@ def softmax_grad_rows(a, part):
                 up = load_some(g, at + i, n - i)
                 store_some(out, at + i, up - _exp(load_some(y, at + i, n - i)) * along, n - i)
         else:
-            for i in range(0, n, LANES):
+            other, i = fill64(0.0), 0
+            while i + 2 * LANES <= n:
+                j = at + i + LANES
+                s += double(load(g, at + i)) * double(load(y, at + i))
+                other += double(load(g, j)) * double(load(y, j))
+                i += 2 * LANES
+            while i < n:
                 s += double(load_some(g, at + i, n - i)) * double(load_some(y, at + i, n - i))
-            along = np.float32(total(s))
+                i += LANES
+            along = np.float32(total(s + other))
             for i in range(0, n, LANES):
                 up = load_some(g, at + i, n - i)
                 store_some(out, at + i, load_some(y, at + i, n - i) * (up - along), n - i)

@@ -402,21 +402,38 @@ def store(typing_context, pointer, offset, value):
 
 @intrinsic
 def load_some(typing_context, pointer, offset, count):
-    """The first `count` values from element `offset` on; zeros in the other lanes."""
+    """The first `count` values from element `offset` on; zeros in the other lanes. A count above LANES loads them all."""
     result = _VECTORS[pointer.dtype]
 
     def code(context, builder, sig, args):
-        return load_part(builder, args[0], args[1], result.code, first_lanes(builder, args[2]))
+        pointer, offset, count = args
+        full = builder.icmp_signed(">=", count, WORD(LANES))
+        with builder.if_else(full, likely=True) as (then, otherwise):  # a masked access is slower than a branch foretold
+            with then:
+                plain, plain_block = load_at(builder, pointer, offset, result.code), builder.block
+            with otherwise:
+                part = load_part(builder, pointer, offset, result.code, first_lanes(builder, count))
+                part_block = builder.block
+        loaded = builder.phi(plain.type)
+        loaded.add_incoming(plain, plain_block)
+        loaded.add_incoming(part, part_block)
+        return loaded
 
     return result(pointer, types.int64, types.int64), code
 
 
 @intrinsic
 def store_some(typing_context, pointer, offset, value, count):
-    """Write the first `count` lanes from element `offset` on."""
+    """Write the first `count` lanes from element `offset` on; all of them for a count above LANES."""
 
     def code(context, builder, sig, args):
-        store_part(builder, args[2], args[0], args[1], first_lanes(builder, args[3]))
+        pointer, offset, value, count = args
+        full = builder.icmp_signed(">=", count, WORD(LANES))
+        with builder.if_else(full, likely=True) as (then, otherwise):  # a load does not see a masked store before it is done
+            with then:
+                store_at(builder, value, pointer, offset)
+            with otherwise:
+                store_part(builder, value, pointer, offset, first_lanes(builder, count))
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, _VECTORS[pointer.dtype], types.int64), code

@@ -8,7 +8,7 @@ FAMILIES = {
     "chain": "chain",
     "reduce": "sum mean max min prod argmax argmin cumsum",
     "softmax": "softmax log_softmax softmax_grad log_softmax_grad cross_entropy",
-    "index": "gather scatter_add one_hot concat pad slice_scatter contiguous",
+    "index": "gather scatter_add one_hot concat pad slice_scatter contiguous in_range",
     "norm": "batch_norm batch_norm_train batch_norm_grad layer_norm layer_norm_grad",
     "update": "sgd_update adam_update moving_average",
     "counter": "increment",

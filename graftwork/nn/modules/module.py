@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import WeightsError
-from ..autograd import Changes, mark_written, mode
+from ..autograd import mark_set, mark_written, mode
 from ..listing import Row, listing
 from ..tensor import FLOATS, Tensor, tensor
 
@@ -38,9 +38,8 @@ class Module:
         self.training = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if mode.trace is not None and "_modules" in self.__dict__:
+        if mode.trace is not None:
             mode.trace.assigns(self, name)
-        Changes.settings += 1
         table = {Parameter: "_parameters"}.get(type(value)) or ("_modules" if isinstance(value, Module) else None)
         if table is not None:
             if "_modules" not in self.__dict__:
@@ -49,21 +48,25 @@ class Module:
                 other.pop(name, None)
             self.__dict__[table][name] = value
         object.__setattr__(self, name, value)
+        mark_set()
 
     def __delattr__(self, name: str) -> None:
         for table in (self._parameters, self._buffers, self._modules):
             table.pop(name, None)
         object.__delattr__(self, name)
+        mark_set()
 
     def register_buffer(self, name: str, value: Tensor) -> None:
         """A tensor that belongs to the module's state but is not trained (running statistics)."""
         self._buffers[name] = value
         object.__setattr__(self, name, value)
+        mark_set()
 
     def add_module(self, name: str, module: Module) -> None:
         """A sub-module under a name that need not be an identifier."""
         self._modules[name] = module
         object.__setattr__(self, name, module)
+        mark_set()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -201,6 +204,8 @@ class Module:
 
 def assign(target: Tensor, value) -> None:
     """Write values into a tensor that others hold: same shape, converted to its dtype and device."""
+    if mode.trace is not None:
+        mode.trace.refuse("values are assigned to a tensor, which would happen once and never again; do it outside")
     source = tensor(np.asarray(value, target.dtype), device=target.device).data
     target.data[...] = source
     mark_written(target)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import DTypeError, ShapeError
+from ...kernels.reference.index import check_range
 from ..autograd import mode
 from ..tensor import FLOATS, Tensor
 
@@ -48,18 +49,13 @@ def require_integers(name: str, what: str, array) -> None:
 
 
 def require_range(index: Tensor, low: int, high: int, what: str, limit: str) -> None:
-    """All values of an integer tensor at least `low` and below `high`, or ShapeError. A capture leaves it to its replays.
+    """All values of an integer tensor at least `low` and below `high`, or RangeError. A capture leaves it to its replays.
 
     The message reads "{what} run from ... to ..., but {limit}"."""
     if mode.trace is not None:
         mode.trace.guard(index, low, high, what, limit)
     elif isinstance(index.data, np.ndarray):
         check_range(index.data, low, high, what, limit)
-
-
-def check_range(values: np.ndarray, low: int, high: int, what: str, limit: str) -> None:
-    if values.size and (values.min() < low or values.max() >= high):
-        raise ShapeError(f"{what} run from {values.min()} to {values.max()}, but {limit} ({low} to {high - 1})")
 
 
 def broadcast(name: str, *shapes) -> tuple[int, ...]:

@@ -87,6 +87,15 @@ def one_hot(index: Tensor, depth: int, dtype="float32") -> Tensor:
     return ONE_HOT(index, depth=int(depth), dtype=as_dtype(dtype).name)
 
 
+def _in_range_samples(rng):
+    limits = {"low": -4, "high": 4, "what": "positions", "limit": "the axis has 4 entries"}
+    yield Sample((rng.integers(-4, 4, (2, 3)),), limits, False)
+
+
+IN_RANGE = Op("in_range", infer=lambda idx, **limits: (idx.shape, idx.dtype), cost=_copies, samples=_in_range_samples,
+              doc="The same integers once they have been checked: graphs compute what eager functions look at.")  # fmt: skip
+
+
 # -- slices written back -------------------------------------------------------------------------------------------
 
 

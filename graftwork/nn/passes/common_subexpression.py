@@ -18,7 +18,7 @@ def merge_common_subexpressions(graph: Graph) -> Graph:
                 writes[value] = writes.get(value, 0) + 1
             kept.append(node)
             continue
-        inputs = tuple((id(v), writes.get(v, 0)) for v in node.inputs)
+        inputs = tuple((id(v), writes.get(graph.viewed(v), 0)) for v in node.inputs)
         key = node.op.name, inputs, repr(sorted(node.attrs.items()))
         if key in first:
             twins.update(zip(node.outputs, first[key], strict=True))

@@ -32,7 +32,8 @@ def _open(graph: Graph, value: Value, until: Node) -> Node | None:
 def unwritten_between(graph: Graph, node: Node, until: Node) -> bool:
     """Whether `node` may be computed at the place of `until`: nothing in between changes what it reads."""
     start, stop = graph.nodes.index(node), graph.nodes.index(until)
-    return not any(v in node.inputs for n in graph.nodes[start + 1 : stop] for v in n.writes)
+    read = {graph.viewed(v) for v in node.inputs}
+    return not any(v in read for n in graph.nodes[start + 1 : stop] for v in n.writes)
 
 
 def _fuse_sum(graph: Graph, node: Node) -> bool:
@@ -45,7 +46,7 @@ def _fuse_sum(graph: Graph, node: Node) -> bool:
         x, weight, *bias = producer.inputs
         if other.shape == (weight.shape[-1],) and not bias and value.ndim > 1:
             inputs = [x, weight, other]
-        elif other.shape == value.shape and value.dtype == np.float32 and not (_open(graph, other, node) and _is_later(graph, other, value)):
+        elif other.shape == value.shape and value.dtype == np.float32 and not _takes_in(graph, other, value, node):
             bias = bias or [graph.add_constant(np.zeros(weight.shape[-1], weight.dtype), "no_bias")]
             inputs = [x, weight, bias[0], other]
         else:
@@ -55,10 +56,10 @@ def _fuse_sum(graph: Graph, node: Node) -> bool:
     return False
 
 
-def _is_later(graph: Graph, value: Value, than: Value) -> bool:
-    """Whether `value` is computed after `than`: where two producers meet in a sum, the later one takes the other in."""
-    assert value.node is not None and than.node is not None
-    return graph.nodes.index(value.node) > graph.nodes.index(than.node)
+def _takes_in(graph: Graph, other: Value, value: Value, node: Node) -> bool:
+    """Whether the other summand's producer is the one to be extended: where two meet, the later one takes the earlier in."""
+    rival = _open(graph, other, node)
+    return rival is not None and value.node is not None and graph.nodes.index(rival) > graph.nodes.index(value.node)
 
 
 def _fuse_activation(graph: Graph, node: Node) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError, ModelError
-from ...nn import Module, no_grad
+from ...nn import Module, compile, no_grad
 from ...zoo import images
 
 BATCH = 32
@@ -21,7 +21,8 @@ BATCH = 32
 class FeatureExtractor:
     """Images (paths, Pillow images or uint8 arrays) to deep features (images, values) by a zoo model's trunk.
 
-    A scikit-learn transformer: `fit` learns nothing, `transform` extracts. Decoding runs in threads, ahead of the network.
+    A scikit-learn transformer: `fit` learns nothing, `transform` extracts. Decoding runs in threads, ahead of the network,
+    which is compiled to a static graph.
     progress: a bar on the terminal. Raises ModelError for a model without `features`.
     """
 
@@ -29,6 +30,7 @@ class FeatureExtractor:
         if not hasattr(model, "features") or not hasattr(model, "normalise"):
             raise ModelError(f"{type(model).__name__} has no deep features; expected an image model of the zoo")
         self.model, self.pooling, self.batch_size, self.progress = model, pooling, batch_size, progress
+        self._static = compile(model.features)
 
     def fit(self, pictures: Any = None, labels: Any = None) -> FeatureExtractor:
         return self
@@ -52,7 +54,7 @@ class FeatureExtractor:
                 pixels = ahead.pop(0).result()
                 if waiting:
                     ahead.append(pool.submit(decode, waiting.pop(0)))
-                rows.append(self.model.features(self.model.normalise(pixels), self.pooling).numpy())
+                rows.append(self._static(self.model.normalise(pixels), self.pooling).numpy())
         return np.concatenate(rows)
 
     def fit_transform(self, pictures: Sequence[Any], labels: Any = None) -> np.ndarray:
