@@ -120,6 +120,37 @@ def plugins() -> None:
     Console().print(table)
 
 
+@main.command()
+@click.argument("model")
+@click.option("--batch", default=1, show_default=True, help="Images at a time.")
+@click.option("-o", "--output", type=click.Path(), default=None, help="A table to add to, instead of this machine's own.")
+def tune(model: str, batch: int, output: str | None) -> None:
+    """Measure which kernel is fastest for each convolution of MODEL, and use those from now on."""
+    from pathlib import Path
+
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from . import compile, no_grad, tensor, zoo
+    from .kernels.cpu import tuning
+    from .nn import tune as measuring
+
+    network = zoo.create(model)
+    with no_grad():
+        graph = compile(network).graph(tensor(np.zeros((batch, *network.input_shape), np.float32)))
+    with Progress(transient=True) as bar:
+        job = bar.add_task("timing convolutions")
+        choices = measuring.tune(graph, lambda done, total: bar.update(job, completed=done, total=total))
+    table = Table("convolution", "heuristic, us", "fastest", "us", "")
+    for c in choices:
+        table.add_row(c.key, f"{c.times[c.heuristic]:.1f}", c.best, f"{c.times[c.best]:.1f}", "new choice" if c.changed else "")
+    path = tuning.keep(measuring.winners(choices), None if output is None else Path(output))
+    Console().print(table)
+    click.echo(f"{sum(c.changed for c in choices)} of {len(choices)} choices changed; kept in {path}")
+
+
 @main.group()
 def kernels() -> None:
     """The kernels behind the ops."""

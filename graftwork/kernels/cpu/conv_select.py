@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..plan import Plan, Spec
-from . import conv_gemm, conv_grads, depthwise, winograd
+from . import conv_gemm, conv_grads, depthwise, tuning, winograd
 from .simd import LANES
 
 
@@ -17,9 +19,28 @@ def plan_conv2d(
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     if _is_depthwise(groups, w):
         return depthwise.plan(x, w, b, r, out=out, activation=activation, **geometry)
+    if choice := tuning.table().get(tuning.key(x, w, **geometry)):
+        planned = plan_as(choice, x, w, b, r, out=out, activation=activation, **geometry)
+        if planned is not None:
+            return planned
     if _sums_enough(w.shape[2]) and winograd.supports(x, w, stride, padding, dilation, groups):
         return winograd.plan(x, w, b, r, out=out, activation=activation, **geometry)
     return conv_gemm.plan_forward(x, w, b, r, out=out, activation=activation, **geometry)
+
+
+CANDIDATES = ("gemm", *(f"winograd {m} {order}" for m in (2, 4, 6) for order in ("tiles", "panels")))
+
+
+def plan_as(
+    name: str, x: Spec, w: Spec, b: Spec | None, r: Spec | None, *, out: Spec, activation, **geometry: Any
+) -> Plan | None:
+    """The plan by one of `CANDIDATES`; None where that one cannot do it, or where there is none of that name."""
+    if name == "gemm":
+        return conv_gemm.plan_forward(x, w, b, r, out=out, activation=activation, **geometry)
+    if name not in CANDIDATES:
+        return None
+    _, m, order = name.split()
+    return winograd.plan(x, w, b, r, out=out, activation=activation, m=int(m), order=order, **geometry)
 
 
 def plan_conv2d_input_grad(
