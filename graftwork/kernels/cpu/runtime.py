@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 from numba.core.ccallback import CFunc
@@ -313,7 +312,6 @@ def set_num_threads(count: int) -> None:
         if _current is not None and _current.threads != count:
             _current.stop()
             _current = None
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
 def _pool() -> _Pool:
