@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..plan import spec_of
 from . import _conv_loops as loops
-from . import conv_simd
+from . import conv_simd, depthwise, runtime
 from ._epilogue import activation_code, add_bias_and_activate, bias_or_zeros
 from .matmul import blas_ready
 
@@ -57,7 +58,11 @@ def conv2d_input_grad(g, w, *, out, input_shape, stride: Pair, padding, dilation
     """The adjoint of `conv2d` in x: g is (N, oh, ow, Cout), out has `input_shape`."""
     pixels = g.shape[0] * g.shape[1] * g.shape[2]
     variant = choose_variant(w.shape, pixels, stride, padding, groups)
-    if variant in ("im2col", "depthwise") and stride == (1, 1) and _flippable(w.shape, padding, dilation):
+    if (
+        (variant == "im2col" or (variant == "depthwise" and g.dtype != np.float32))
+        and stride == (1, 1)
+        and _flippable(w.shape, padding, dilation)
+    ):
         variant = "flipped"
     simd = tiled(variant, g.dtype, dilation, groups) and variant in ("flipped", "pointwise")
     kernel = conv_simd.conv2d_input_grad_simd if simd else INPUT_GRAD[variant]
@@ -91,7 +96,10 @@ def conv2d_im2col(x, w, b=None, *, out, stride, padding, dilation, groups, activ
 
 
 def conv2d_depthwise(x, w, b=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
-    """For groups = C: every channel is filtered on its own. A multiplier above 1 repeats the channels first."""
+    """For groups = C: every channel is filtered on its own."""
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if _planned(depthwise.plan, (x, w) if b is None else (x, w, b), out, activation=activation, **geometry):
+        return
     code, bias = activation_code(activation), bias_or_zeros(b, w.shape[3], x.dtype)
     loops.depthwise(_repeated(x, w.shape[3]), _filters(w), bias, out, code, *_geometry(stride, padding, dilation))
 
@@ -137,6 +145,9 @@ def conv2d_input_grad_im2col(g, w, *, out, input_shape, stride, padding, dilatio
 
 def conv2d_input_grad_depthwise(g, w, *, out, input_shape, stride, padding, dilation, groups) -> None:
     """For groups = C."""
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if _planned(depthwise.plan_input_grad, (g, w), out, input_shape=input_shape, **geometry):
+        return
     n, h, width, c = input_shape
     multiplier = w.shape[3] // c
     wide = out if multiplier == 1 else np.empty((n, h, width, w.shape[3]), out.dtype)
@@ -174,6 +185,9 @@ def conv2d_weight_grad_im2col(x, g, *, out, kernel_shape, stride, padding, dilat
 
 def conv2d_weight_grad_depthwise(x, g, *, out, kernel_shape, stride, padding, dilation, groups) -> None:
     """For groups = C."""
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if _planned(depthwise.plan_weight_grad, (x, g), out, kernel_shape=kernel_shape, **geometry):
+        return
     kh, kw, _, channels = out.shape
     sums = np.zeros((DEPTHWISE_BLOCKS, kh, kw, channels), out.dtype)
     x, g = _repeated(x, channels), np.ascontiguousarray(g)
@@ -186,6 +200,14 @@ def conv2d_weight_grad_direct(x, g, *, out, kernel_shape, stride, padding, dilat
     out[...] = 0
     x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
     loops.direct_weight_grad(x, g, out, groups, *_geometry(stride, padding, dilation))
+
+
+def _planned(planner, inputs, out, **attrs) -> bool:
+    """Carry out the planner's plan for these arrays, if it has one."""
+    plan = planner(*map(spec_of, inputs), out=spec_of(out), **attrs) if out.flags.c_contiguous else None
+    if plan is not None:
+        runtime.call(plan, inputs, [out])
+    return plan is not None
 
 
 def _geometry(stride: Pair, padding, dilation: Pair) -> tuple[int, ...]:
