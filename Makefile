@@ -23,6 +23,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Every peer that is installed takes part: pip install '.[bench]', and a CPU build of torch.
 bench: setup
 	$(BIN)/python -m bench
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 import graftwork as gw
+from graftwork.nn import functional as F
 
 from .common import alternate, write
 
@@ -46,7 +47,30 @@ def measure() -> dict:
     for name, times in (("forward", forward), ("forward_and_backward", both)):
         result[f"{name}_us"] = {k: round(v / OPS_A_CHAIN * 1e6, 3) for k, v in times.items()}
         result[f"{name}_ratio"] = round(times["graftwork"] / times["torch"], 3)
+    result["single_ops_us"] = single_ops(*ours, *theirs)
     result["import_s"] = round(min(import_time() for _ in range(5)), 3)
+    return result
+
+
+def single_ops(x, y, u, v) -> dict:
+    """Microseconds of one forward call by op: ours, PyTorch's, and the ratio."""
+    import torch
+
+    calls = {
+        "add": (lambda: x + y, lambda: u + v),
+        "exp": (lambda: F.exp(x), lambda: torch.exp(u)),
+        "relu": (lambda: F.relu(x), lambda: torch.relu(u)),
+        "sigmoid": (lambda: F.sigmoid(x), lambda: torch.sigmoid(u)),
+        "sum": (lambda: x.sum(), lambda: u.sum()),
+        "softmax": (lambda: F.softmax(x), lambda: torch.softmax(u, -1)),
+        "matmul": (lambda: x @ y, lambda: u @ v),
+        "reshape": (lambda: x.reshape(16), lambda: u.reshape(16)),
+    }
+    result = {}
+    for name, (ours, theirs) in calls.items():
+        times = alternate({"graftwork": ours, "torch": theirs}, 15, 300)
+        ratio = times["graftwork"] / times["torch"]
+        result[name] = {**{k: round(t * 1e6, 2) for k, t in times.items()}, "ratio": round(ratio, 2)}
     return result
 
 

@@ -1,9 +1,10 @@
 """ResNet-20 on CIFAR-10 beside PyTorch, from the same initial weights on the same batches.
 
-    python -m bench.resnet20 CIFAR.h5 [--steps 100]
+    python -m bench.resnet20 CIFAR.h5 [--steps 100] [--epoch]
 
 CIFAR.h5 holds `jpeg` (all files' bytes), `offset` and `label`; the last 5,000 images are kept for validation. Writes loss
-curves, their difference, and the time of a step.
+curves, their difference, and the time of a step; and how far the gradients of the first batch lie apart in float64, and in
+float32 from that: rectifiers that flip make losses diverge from the second step on, whoever computes them.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ def measure(path: Path, steps: int, epoch: bool) -> dict:
     ours, theirs = np.array(curves)
     times = alternate({"graftwork": lambda: pair.ours(x, t), "torch_channels_last": lambda: pair.theirs(u, v)}, 9)
     result = {
+        "gradient_differences": compare_gradients(pixels[train], labels[train]),
         "steps": steps,
         "first_10_largest_difference": float(np.abs(ours - theirs)[:10].max()),
         "mean_loss_last_20": {"graftwork": float(ours[-20:].mean()), "torch": float(theirs[-20:].mean())},
@@ -143,6 +145,36 @@ def measure(path: Path, steps: int, epoch: bool) -> dict:
     if epoch:
         result["epoch"] = one_epoch(pixels, labels, train, test)
     return result
+
+
+def gradients(pixels, labels, dtype: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Gradients of the first batch in our layout, ours and PyTorch's, parameter by parameter."""
+    import torch
+
+    pair = Pair()
+    pair.model.astype(dtype)
+    pair.twin.to(getattr(torch, dtype))
+    (x, t), (u, v) = next(batches(pair.model, pixels, labels, 1))
+    F.cross_entropy(pair.model(x.astype(dtype)), t).backward()
+    torch.nn.functional.cross_entropy(pair.twin(u.to(getattr(torch, dtype))), v).backward()
+    theirs = [p.grad.numpy() for p in pair.twin.parameters()]
+    turned = [g.transpose(2, 3, 1, 0) if g.ndim == 4 else g.T for g in theirs]
+    return [p.grad.numpy() for p in pair.model.parameters()], turned
+
+
+def compare_gradients(pixels, labels) -> dict:
+    """The largest relative difference (L2) of a parameter's gradient."""
+
+    def worst(found, expected) -> float:
+        pairs = zip(found, expected, strict=True)
+        return float(max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs))
+
+    (ours, theirs), (ours32, theirs32) = gradients(pixels, labels, "float64"), gradients(pixels, labels, "float32")
+    return {
+        "between_us_and_torch_in_float64": worst(ours, theirs),
+        "graftwork_float32_from_float64": worst(ours32, ours),
+        "torch_float32_from_float64": worst(theirs32, theirs),
+    }
 
 
 def _channels_last():

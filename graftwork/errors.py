@@ -15,6 +15,10 @@ class ShapeError(GraftworkError, ValueError):
     """Shapes, axes or sizes that do not fit an operation."""
 
 
+class RangeError(ShapeError, IndexError):
+    """Labels or positions outside of what they point into."""
+
+
 class DTypeError(GraftworkError, TypeError):
     """Element types that an operation does not take, or operands whose types differ."""
 
@@ -59,5 +63,13 @@ class ConfigError(GraftworkError, ValueError):
     """An option with a value outside what it allows."""
 
 
+class MissingDependency(GraftworkError, ImportError):
+    """A package that only an extra brings, asked for where that extra is not installed."""
+
+
 class PluginError(GraftworkError, RuntimeError):
     """A plugin that cannot be loaded, or two that claim the same name."""
+
+
+class GraphError(GraftworkError, RuntimeError):
+    """A graph that contradicts itself: a pass made a mistake, or a graph file is damaged."""

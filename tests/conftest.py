@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several test processes share the cores; read when OpenMP loads
+
 import numpy as np
 import pytest
 

@@ -57,7 +57,8 @@ def _load_catalogues() -> None:
             for op, variants in package.KERNELS.items():
                 for variant, target in variants.items():
                     module = target.partition(":")[0]
-                    dtypes = getattr(package, "DTYPES", {}).get(module)
+                    table = getattr(package, "DTYPES", {})
+                    dtypes = table.get(target, table.get(module))
                     entry = Entry(op, device, variant, f"graftwork.kernels.{backend}.{target}", dtypes)
                     _entries.setdefault((op, device), {})[variant] = entry
             for op, target in getattr(package, "PLANNERS", {}).items():

@@ -25,10 +25,43 @@ next_seq = itertools.count(1).__next__
 
 
 class _Mode(threading.local):
-    grad = True
+    grad = True  # whether calls are recorded on the tape
+    trace: Any = None  # the capture that this thread is in (nn.capture), if any
 
 
 mode = _Mode()
+
+
+class Changes:
+    """Numbers that change with whatever may make a captured graph out of date, so that looking is cheap: `values` with every
+    write into a tensor, `settings` with every new setting of a module or leaf. written: the last write into each piece of
+    memory, by the id of the array that owns it, because several tensors may look at it.
+    """
+
+    values = settings = 0
+    written: dict[int, int] = {}
+
+
+def memory(array):
+    """The array that owns the memory that `array` looks at."""
+    while isinstance(array.base, type(array)):
+        array = array.base
+    return array
+
+
+def share_memory(a, b) -> bool:
+    """Whether two arrays on the CPU may look at the same bytes."""
+    return memory(a) is memory(b) and np.may_share_memory(a, b)
+
+
+def mark_written(t) -> None:
+    """Tell tapes and captured graphs that the values of `t` have changed in place."""
+    t.written = Changes.written[id(memory(t.data))] = Changes.values = next_seq()
+
+
+def mark_set() -> None:
+    """Tell captured graphs that a setting has changed. (After the change: another thread may look at once.)"""
+    Changes.settings = next_seq()
 
 
 @contextlib.contextmanager
@@ -85,6 +118,8 @@ def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], retain_graph=Fa
     found = _walk(outputs, grads, {}, retain_graph or create_graph, create_graph)
     for leaf, g in found.items():
         with set_grad(create_graph):
+            if mode.trace is not None:
+                mode.trace.collects(leaf)
             leaf.grad = g if leaf.grad is None else leaf.grad + g
 
 
@@ -207,7 +242,6 @@ def _gradients(node: Node, g):
                 )
     out = node.out
     if op.multi:
-        g = [Tensor(np.zeros(*s)) if gi is None else gi for gi, s in zip(g, node.grad_specs, strict=True)]
         out = out and [Tensor(o, Slot(node, i)) for i, o in enumerate(out)]
     elif out is not None:
         out = Tensor(out, node)
@@ -229,7 +263,7 @@ def differentiate(composite: Callable) -> Callable:
             asked = [p for p in proxies if p.edge is not None]
             results = composite(*proxies, **attrs)
             results, gs = (results, g) if isinstance(results, tuple) else ((results,), (g,))
-            pairs = [(y, gi) for y, gi in zip(results, gs, strict=True) if y.edge is not None]
+            pairs = [(y, gi) for y, gi in zip(results, gs, strict=True) if y.edge is not None and gi is not None]
             gradients = iter(
                 grad([y for y, _ in pairs], asked, [gi for _, gi in pairs], create_graph=recording, allow_unused=True)
             )

@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from .files import atomic_path
 
 FORMAT = 1
+BOMB_BYTES, BOMB_RATIO = 4 << 30, 1000  # no honest array is that large and stored that small
 
 
 def save(path: str | Path, arrays: dict[str, dict[str, np.ndarray]], info: dict[str, Any]) -> None:
@@ -33,19 +34,41 @@ def load(path: str | Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, 
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; expected a file written by nn.checkpoint.save")
+        raise CheckpointError(f"no file at {path}; check the path")
     try:
         with h5py.File(path, "r") as file:
             version = int(file.attrs.get("graftwork_checkpoint", 0))
             if version == 0:
-                raise CheckpointError(f"{path} is an HDF5 file but not a Graftwork checkpoint")
+                raise CheckpointError(f"{path} is an HDF5 file but no checkpoint of Graftwork")
             if version > FORMAT:
                 raise CheckpointError(f"{path} has checkpoint format {version}, this version reads up to {FORMAT}; upgrade")
-            arrays = {
-                group: {name.replace("|", "/"): data[()] for name, data in file[group].items()} for group in file
-            }
-            return arrays, json.loads(file.attrs["info"])
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+            arrays = {group: _read_group(path, _linked(path, file, group)) for group in file}
+            info = json.loads(file.attrs["info"])
+            if not isinstance(info, dict):
+                raise CheckpointError(f"{path}: its attribute `info` is a {type(info).__name__}, expected an object; damaged")
+            return arrays, info
+    except CheckpointError:
+        raise
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({error}); is it damaged or truncated?") from error
+
+
+def _linked(path: Path, group: Any, name: str) -> Any:
+    """A member of a group, if it is really in it: links to elsewhere, to another file above all, are refused."""
+    import h5py
+
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise CheckpointError(f"{path}: {name!r} is a soft or external link; refused, save the checkpoint again")
+    return group[name]
+
+
+def _read_group(path: Path, group: Any) -> dict[str, np.ndarray]:
+    """All arrays of a group by name, each once its declared size is known to be sensible."""
+    found = {}
+    for name in group:
+        data = _linked(path, group, name)
+        stored = data.id.get_storage_size()
+        if data.external or data.is_virtual or (data.nbytes > BOMB_BYTES and data.nbytes > BOMB_RATIO * stored):
+            raise CheckpointError(f"{path}: {name!r} declares {data.nbytes:,} bytes and stores {stored:,} of them; refused")
+        found[name.replace("|", "/")] = data[()]
+    return found

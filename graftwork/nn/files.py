@@ -11,20 +11,22 @@ from pathlib import Path
 from ..errors import DataError
 
 
-def require_writable(path: str | Path) -> Path:
+def require_writable(path: str | os.PathLike) -> Path:
     """The path, if a file can be written there; DataError otherwise. Ask before long work, not after it."""
     path = Path(path)
     if not path.parent.is_dir():
         raise DataError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a folder; name a file")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"cannot write {path}: no permission for the folder {path.parent}; choose another")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()  # permission bits say nothing to root or of a read-only disk
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}; choose another folder or free some space") from error
     return path
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed onto it at the end, removed if anything goes wrong.
 
     Raises DataError if the folder does not exist or cannot be written to.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from .rng import generator
+
+BLOCK = 1 << 20  # numbers drawn at once
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -29,12 +32,21 @@ def glorot_uniform(shape: tuple[int, ...]) -> np.ndarray:
 
 def normal(shape: tuple[int, ...], deviation: float = 0.05) -> np.ndarray:
     """Normal around 0."""
-    return (generator().standard_normal(shape) * deviation).astype(np.float32)
+    return _in_blocks(shape, lambda count: generator().standard_normal(count) * deviation)
 
 
 def uniform(shape: tuple[int, ...], limit: float = 0.05) -> np.ndarray:
     """Uniform between -limit and limit."""
-    return generator().uniform(-limit, limit, shape).astype(np.float32)
+    return _in_blocks(shape, lambda count: generator().uniform(-limit, limit, count))
+
+
+def _in_blocks(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> np.ndarray:
+    """What `draw` gives in float64, as float32. Block by block: VGG's first dense layer would take 800 MB at once."""
+    out = np.empty(math.prod(shape), np.float32)
+    for start in range(0, out.size, BLOCK):
+        block = out[start : start + BLOCK]
+        block[...] = draw(block.size)
+    return out.reshape(shape)
 
 
 def orthogonal(shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:

@@ -7,17 +7,19 @@ tests. Calling it runs it at once and, where a gradient may be asked for, leaves
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, DeviceError, DTypeError
+from ..errors import CaptureError, ConfigError, DeviceError, DTypeError
 from ..kernels import registry
 from ..kernels.plan import Spec
-from .autograd import Node, Slot, mode, next_seq
+from .autograd import Node, Slot, mark_written, mode, next_seq
 from .tensor import Tensor, device_of
 
 
@@ -38,8 +40,9 @@ class Op:
     name: unique, and the name of its kernels.
     infer(*arrays, **attrs) -> (shape, dtype), or a list of those for several outputs. Raises what a wrong call gets.
     vjp(g, out, *inputs, **attrs) -> one entry an input: None, a Tensor, or a function without arguments that computes it
-        (called only if that gradient is wanted). `g` and `out` are tuples for several outputs; without `keeps_output`
-        `out` is None; without `keeps_inputs` the inputs are Specs. None: the op has no gradient.
+        (called only if that gradient is wanted). With several outputs `g` and `out` are lists, and `g` holds None for those
+        that nothing depends on. Without `keeps_output` `out` is None; without `keeps_inputs` the inputs are Specs.
+        None: the op has no gradient.
     writes: indices of the inputs that the kernel changes in place. Such an op returns None unless it has outputs too.
     view: the output shares the input's memory; `view(array, **attrs)` makes it, and there is no kernel.
     key: index of the input whose device and dtype choose the kernel.
@@ -99,7 +102,7 @@ class Op:
             raise
         if self.writes:
             for i in self.writes:
-                inputs[i].written = next_seq()
+                mark_written(inputs[i])
             if out is None:
                 return None
         for t in inputs:
@@ -126,6 +129,11 @@ class Op:
                     f"{self.name}: argument {i} is a {type(t).__module__}.{type(t).__qualname__}, expected a "
                     "graftwork.Tensor; wrap it with graftwork.tensor(...)"
                 )
+            if getattr(t.data, "symbolic", False):
+                raise CaptureError(
+                    f"{self.name}: argument {i} (shape {t.shape}) has no values: it is left over from a capture, or from "
+                    "another thread's; return tensors from compiled functions, do not keep them"
+                )
         if not inputs:
             raise DTypeError(f"{self.name}: no tensor given, expected at least one")
         self._require_one_device(inputs)
@@ -138,7 +146,6 @@ class Op:
         kernel = self.view or registry.get(self.name, device=device_of(x), dtype=x.dtype)
         self.table.setdefault(type(x), {})[x.dtype] = kernel, empty
         return kernel, empty
-
 
     def _require_one_device(self, inputs) -> None:
         devices = [device_of(t.data) for t in inputs]
@@ -157,7 +164,7 @@ class UnaryOp(Op):
     """An elementwise op of one input. Small float32 arrays on the CPU go straight to a NumPy ufunc, which saves the shape
     rule, the look-up and the allocation: half the time of a tiny op. Everything else takes the common path."""
 
-    def __init__(self, name: str, ufunc: np.ufunc | None = None, **declaration: Any):
+    def __init__(self, name: str, ufunc: Callable[..., Any] | None = None, **declaration: Any):
         super().__init__(name, **declaration)
         self.ufunc = ufunc
 
@@ -189,6 +196,36 @@ class BinaryOp(UnaryOp):
         if (a.edge is not None or b.edge is not None) and mode.grad and self.vjp is not None:
             return self._record((a, b), (x, y), {}, out)
         return Tensor(out)
+
+
+_EAGER = {kind: kind.__call__ for kind in (Op, UnaryOp, BinaryOp)}
+_intercepted = 0
+_intercept_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def intercept(handler: Callable) -> Iterator[None]:
+    """Send calls of ops, on all threads, through `handler(op, inputs, attrs, eager)` while inside.
+
+    Outside, calls pay nothing for the possibility. Several threads may be inside at once, with the same handler.
+    """
+    global _intercepted
+    with _intercept_lock:
+        _intercepted += 1
+        for kind, eager in _EAGER.items():
+            kind.__call__ = _route(handler, eager)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _intercept_lock:
+            _intercepted -= 1
+            if _intercepted == 0:
+                for kind, eager in _EAGER.items():
+                    kind.__call__ = eager  # type: ignore[method-assign]
+
+
+def _route(handler: Callable, eager: Callable) -> Callable:
+    return lambda op, *inputs, **attrs: handler(op, inputs, attrs, eager)
 
 
 def register(op: Op) -> Op:

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError
-from .autograd import no_grad
-from .ops.update import ADAM_UPDATE, SGD_UPDATE
+from .autograd import mark_written, mode, no_grad
+from .modules.module import assign
+from .ops.update import ADAM_UPDATE, INCREMENT, SGD_UPDATE
 from .tensor import Tensor, tensor
 
 
@@ -31,7 +32,7 @@ class Optimizer:
             entries = [{"parameters": entries}]
         self.groups = [self._group(entry, lr, weight_decay) for entry in entries]
         self.state: list[dict[str, Tensor]] = [self._new_state(p) for g in self.groups for p in g["parameters"]]
-        self.steps = 0
+        self.steps = Tensor(np.zeros((), np.int64))
 
     def _group(self, entry: dict, lr: float, weight_decay: float) -> dict:
         unknown = set(entry) - {"parameters", "lr", "weight_decay"}
@@ -56,9 +57,12 @@ class Optimizer:
     @lr.setter
     def lr(self, value: float) -> None:
         """Set the first group's rate; the others keep their ratio to it."""
+        if mode.trace is not None:
+            mode.trace.refuse("the learning rate is set inside a captured function; set it outside, between its calls")
         first = self.lr
         for group in self.groups:
             group["lr"].data[...] = value * (group["lr"].item() / first if first else 1.0)
+            mark_written(group["lr"])
 
     def zero_grad(self) -> None:
         for group in self.groups:
@@ -68,9 +72,9 @@ class Optimizer:
 
     def step(self) -> None:
         """Apply one update from the collected gradients."""
-        self.steps += 1
         states = iter(self.state)
         with no_grad():
+            INCREMENT(self.steps)
             for group in self.groups:
                 for p in group["parameters"]:
                     state = next(states)
@@ -82,7 +86,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything needed to go on exactly from here, as flat arrays."""
-        result = {"steps": np.asarray(self.steps)}
+        result = {"steps": self.steps.numpy().copy()}
         for i, group in enumerate(self.groups):
             result[f"lr.{i}"] = group["lr"].numpy().copy()
         for i, state in enumerate(self.state):
@@ -98,12 +102,12 @@ class Optimizer:
                 f"the optimiser's state does not fit: {len(own)} entries here, {len(state)} given, or other shapes; "
                 "use the same optimiser, with the same parameters in the same order"
             )
-        self.steps = int(state["steps"])
+        assign(self.steps, state["steps"])
         for i, group in enumerate(self.groups):
-            group["lr"].data[...] = state[f"lr.{i}"]
+            assign(group["lr"], state[f"lr.{i}"])
         for i, tensors in enumerate(self.state):
             for name, value in tensors.items():
-                value.data[...] = state[f"{name}.{i}"]
+                assign(value, state[f"{name}.{i}"])
 
 
 class SGD(Optimizer):
@@ -140,7 +144,7 @@ class Adam(Optimizer):
         return {**super()._new_state(p), "step": tensor(np.zeros((), p.dtype), device=p.device)}
 
     def _update(self, p, grad, state, group):
-        state["step"].data += 1  # its own count: a parameter may join later
+        INCREMENT(state["step"])  # its own count: a parameter may join later
         ADAM_UPDATE(p, grad, state["mean"], state["square"], state["step"], group["lr"], beta1=self.betas[0],
                     beta2=self.betas[1], epsilon=self.epsilon, weight_decay=group["weight_decay"],
                     decoupled=self.decoupled)  # fmt: skip

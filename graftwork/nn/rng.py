@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ConfigError
+from .autograd import mark_written, mode
 from .tensor import Tensor
 
 _generator = np.random.default_rng(0)
@@ -20,13 +21,18 @@ def manual_seed(seed: int) -> np.random.Generator:
     global _generator
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise ConfigError(f"manual_seed: {seed!r}; expected an integer from 0 to 2**64 - 1")
+    if mode.trace is not None:
+        mode.trace.refuse("the seed is set inside a captured function; set it outside, between its calls")
     _generator = np.random.default_rng(int(seed))
     _state.data[:] = seed, 0
+    mark_written(_state)
     return _generator
 
 
 def generator() -> np.random.Generator:
     """The NumPy generator that initialisers and data loaders draw from."""
+    if mode.trace is not None:
+        mode.trace.refuse("NumPy's generator draws inside a captured function, which would freeze what it drew; use random ops")
     return _generator
 
 
@@ -44,3 +50,4 @@ def set_state(state: dict) -> None:
     """Go on from what `get_state` returned."""
     _generator.bit_generator.state = state["numpy"]
     _state.data[:] = state["ops"]
+    mark_written(_state)

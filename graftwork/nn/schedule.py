@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..errors import ConfigError
+from .autograd import mark_written, mode
 from .optim import Optimizer
 
 
@@ -21,8 +22,11 @@ class Schedule:
         raise NotImplementedError(f"{type(self).__name__} has no factor(step); define it")
 
     def _apply(self) -> None:
+        if mode.trace is not None:
+            mode.trace.refuse("a schedule steps inside a captured function; call schedule.step() outside, between its calls")
         for base, group in zip(self.base, self.optimizer.groups, strict=True):
             group["lr"].data[...] = base * self.factor(self.count)
+            mark_written(group["lr"])
 
     def step(self) -> None:
         """Go on to the next step's rate."""

@@ -7,6 +7,7 @@ different dtypes are an error, never a silent upcast.
 from __future__ import annotations
 
 import numbers
+import weakref
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,20 @@ class Tensor:
             if self.dtype not in FLOATS:
                 raise DTypeError(f"only floating tensors can require a gradient, this one is {self.dtype}; use astype(...)")
             self.edge = Leaf()
-        elif not value:
-            if self.edge is not None and type(self.edge) is not Leaf:
+            autograd.mark_set()
+        elif not value and self.edge is not None:
+            if type(self.edge) is not Leaf:
                 raise GradientError("requires_grad can be switched off on leaves only; use detach() on a computed tensor")
             self.edge = None
+            autograd.mark_set()
 
     @property
     def grad(self) -> Tensor | None:
-        return self.edge.grad if type(self.edge) is Leaf else None
+        if type(self.edge) is not Leaf:
+            return None
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.grad_read(self)
+        return self.edge.grad
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
@@ -80,9 +87,13 @@ class Tensor:
             raise GradientError("gradients are kept on leaves that require one; this tensor was computed or is constant")
         if value is not None and value.shape != self.shape:
             raise ShapeError(f"gradient of shape {value.shape} given for a tensor of shape {self.shape}")
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.grad_set(self)
         self.edge.grad = value
 
     def __repr__(self) -> str:
+        if autograd.mode.trace is not None:
+            return f"tensor({self.dtype}{list(self.shape)}, being captured)"
         values = np.array2string(self.numpy(), precision=4, threshold=20, separator=", ", prefix="tensor(")
         device = "" if self.device == "cpu" else f", device={self.device!r}"
         grad = ", requires_grad=True" if self.requires_grad else ""
@@ -109,31 +120,43 @@ class Tensor:
 
     # -- in and out ------------------------------------------------------------------------------------------------
     def numpy(self) -> np.ndarray:
-        """The values as a NumPy array: shared memory on the CPU, a copy from a GPU."""
+        """The values as a NumPy array: shared memory on the CPU, a copy from a GPU.
+
+        Read-only where a compiled graph has computed ahead from the values (folded or packed weights): a write there would
+        go unnoticed. `load_state_dict`, optimisers and other ops may write at any time.
+        """
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value("numpy()")
+        if ahead and id(autograd.memory(self.data)) in ahead:
+            view = self.data.view()
+            view.flags.writeable = False
+            return view
         return self.data if isinstance(self.data, np.ndarray) else self.data.get()
 
     def item(self) -> Any:
         """The value of a one-element tensor as a Python number."""
         if self.data.size != 1:
             raise ShapeError(f"item() needs exactly one element, this tensor has shape {self.shape}; index it first")
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value("item()")
         return self.data.item()
 
     def tolist(self) -> Any:
-        return self.data.tolist()
+        return self.numpy().tolist()
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **kwargs):
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value("__dlpack__()")
         return self.data.__dlpack__(**kwargs)
 
     def __dlpack_device__(self):
         return self.data.__dlpack_device__()
 
     def _ones(self):
-        ones = self.data.copy()
-        ones[...] = 1
-        return ones
+        return tensor(np.ones(self.shape, self.dtype), device=self.device).data
 
     def to(self, device: str) -> Tensor:
         """This tensor on another device ("cpu", "cuda", "cuda:1"); itself if it is there already."""
@@ -272,6 +295,7 @@ class Tensor:
 
 
 autograd.Tensor = Tensor
+ahead: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # memory that `protect` was told of, by id
 _F: Any = None
 
 
@@ -281,11 +305,23 @@ def bind_operators(functional: Any) -> None:
     _F = functional
 
 
+def protect(t: Tensor) -> None:
+    """Something has been computed ahead from the values of `t`: arrays that others hold become read-only, so that a write
+    that nobody could notice raises. Ops, `assign` and `load_state_dict` write through the tensor, as before."""
+    owner, given_out = autograd.memory(t.data), t.data
+    if id(owner) in ahead:
+        return
+    t.data = given_out.view()  # nobody else has this one
+    given_out.flags.writeable = owner.flags.writeable = False
+    ahead[id(owner)] = owner
+
+
 def device_of(array) -> str:
     """ "cpu" for a NumPy array, "cuda:N" for a CuPy one."""
     if isinstance(array, np.ndarray):
         return "cpu"
-    return f"cuda:{array.device.id}"
+    device = array.device
+    return device if isinstance(device, str) else f"cuda:{device.id}"
 
 
 def as_dtype(dtype) -> np.dtype:
@@ -294,6 +330,8 @@ def as_dtype(dtype) -> np.dtype:
         found = np.dtype(dtype)
     except TypeError:
         found = None
+    if found is not None and not found.isnative:
+        found = found.newbyteorder("=")
     if found not in DTYPES:
         raise DTypeError(f"unknown dtype {dtype!r}; supported: {', '.join(sorted(d.name for d in DTYPES))}")
     return found
@@ -307,6 +345,10 @@ def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = F
     Raises DTypeError for dtypes and objects without a numeric array form, DeviceError for an unusable device.
     """
     if isinstance(array, Tensor):
+        if autograd.mode.trace is not None:  # has no values yet
+            result = array.detach() if dtype is None else array.detach().astype(dtype)
+            result.requires_grad = requires_grad
+            return result
         array = array.data
     has_dtype = hasattr(array, "dtype") or hasattr(array, "__array_interface__") or hasattr(array, "__dlpack__")
     values = _as_array(array)
@@ -314,8 +356,6 @@ def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = F
         dtype = "float32"
     dtype = as_dtype(values.dtype if dtype is None else dtype)
     values = values.astype(dtype, copy=False)
-    if not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
     result = Tensor(_place(values, device))
     result.requires_grad = requires_grad
     return result

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, ConfigError
 from . import checkpoint, rng
 from . import functional as F
 from .autograd import no_grad
+from .compile import compile
 from .data import DataLoader
 from .metrics import Average
 from .modules.module import Module
@@ -26,20 +27,22 @@ class Trainer:
 
     loss(prediction, target) -> scalar Tensor; cross-entropy by default. schedule: stepped once an optimiser step.
     checkpoint_path: written atomically after each epoch; `resume()` goes on exactly from there.
+    compile: run each step (forward, backward, update) as one static graph; its gradients are not kept.
     progress: a rich progress bar on the terminal. history: one dict an epoch.
     Plugins take part through prepare_model, fit_start, reduce_gradients, step_end and fit_end.
     """
 
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
                  schedule: Schedule | None = None, checkpoint_path: str | Path | None = None, progress: bool = True,
-                 plugins: Any = None):  # fmt: skip
+                 plugins: Any = None, compile: bool = False):  # fmt: skip
         self.model, self.optimizer, self.loss, self.schedule = model, optimizer, loss, schedule
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.progress = progress
         self.history: list[dict] = []
         self.epoch = self.step = 0
         self.stop = False  # a plugin may set it in step_end
-        self._plugins = plugins
+        self._plugins, self.compile = plugins, compile
+        self._static_step: Callable | None = None
 
     @property
     def plugins(self):
@@ -57,6 +60,8 @@ class Trainer:
             raise ConfigError(f"fit: epochs={epochs}, expected at least 1")
         hook = self.plugins.hook
         self.model = self.plugins.prepare_model(self.model, self)
+        if self.compile:
+            self._compile()
         hook.fit_start(trainer=self)
         try:
             with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
@@ -89,17 +94,39 @@ class Trainer:
 
     def train_step(self, x: Tensor, target: Tensor) -> tuple[float, Tensor]:
         """One forward and backward pass and update. Returns the loss and the prediction."""
+        loss, prediction = self._static_step(x, target) if self._static_step else self._eager_step(x, target)
+        if self.schedule is not None:
+            self.schedule.step()
+        self.step += 1
+        self.plugins.hook.step_end(trainer=self)
+        return loss.item(), prediction
+
+    def _eager_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad()
         prediction = self.model(x)
         loss = self.loss(prediction, target)
         loss.backward()
         self.plugins.hook.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
         self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
-        self.step += 1
-        self.plugins.hook.step_end(trainer=self)
-        return loss.item(), prediction
+        return loss, prediction
+
+    def _whole_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What becomes one graph: no hook in between, and no gradient outlives it."""
+        self.optimizer.zero_grad()
+        prediction = self.model(x)
+        loss = self.loss(prediction, target)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, prediction
+
+    def _compile(self) -> None:
+        if self.plugins.hook.reduce_gradients.get_hookimpls():
+            raise ConfigError(
+                "Trainer(compile=True): a plugin combines gradients between the backward pass and the update "
+                "(reduce_gradients), which a step captured whole has no place for; use compile=False"
+            )
+        self._static_step = compile(self._whole_step)
 
     def evaluate(self, batches: Iterable) -> dict[str, float]:
         """Mean loss and, for class labels, accuracy over batches, in inference mode."""

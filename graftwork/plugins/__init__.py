@@ -78,6 +78,14 @@ def _use_model(entry: Entry) -> Any:
     return lambda: registry.unregister(entry.name)
 
 
+def _use_pass(entry: Entry) -> Any:
+    from graftwork.nn import passes
+
+    passes.register(entry.name, entry.value)
+    return lambda: passes.unregister(entry.name)
+
+
 _manager.connect("op", _use_op)
 _manager.connect("kernel", _use_kernel)
 _manager.connect("model", _use_model)
+_manager.connect("pass", _use_pass)

@@ -42,14 +42,17 @@ def register_models(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_modules(register: Callable[..., None]) -> None:
-    """Add layer classes by the name that files use for them: call ``register(name, module_class)``. Runs once."""
+    """Add layer classes by the name that files use for them: call ``register(name, module_class)``. Runs once.
+
+    They are kept in ``plugins.table("module")``.
+    """
 
 
 @hookspec
 def register_passes(register: Callable[..., None]) -> None:
     """Add graph passes for ``gw.compile``: call ``register(name, function)``. Runs once, at loading.
 
-    ``function(graph)`` returns the graph to go on with.
+    ``function(graph)`` returns the graph to go on with. It runs after ours, before the last clean-up.
     """
 
 
@@ -65,13 +68,14 @@ def register_commands(cli: Any) -> None:
 def prepare_model(model: Any, trainer: Any) -> Any:
     """Change the model before the trainer uses it: return the Module to train instead, or None to leave it as it is.
 
-    Runs once per fit, before the optimiser reads the parameters; each plugin receives what the one before it returned.
+    Runs once per fit, before ``fit_start``; each plugin receives what the one before it returned, and a second fit what the
+    first one trained. The optimiser holds the model's parameters already: keep those objects, change their values if need be.
     """
 
 
 @hookspec
 def fit_start(trainer: Any) -> None:
-    """Run before the first step of a fit: model, optimiser and data are in place. What it returns is ignored."""
+    """Run before the first step of a fit: model and optimiser are in place. What it returns is ignored."""
 
 
 @hookspec(firstresult=True)

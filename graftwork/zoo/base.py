@@ -16,15 +16,21 @@ class ImageModel(Module):
     """Base of the zoo's image networks.
 
     A subclass sets `preprocessing` and defines `trunk(x)` -> feature map and `top(x)` -> logits. `input_shape` is
-    (height, width, channels) of what `preprocess` makes.
+    (height, width, channels) of what `preprocess` makes; no side may be below `smallest` pixels.
     """
 
     preprocessing = "tf"
+    smallest = 1
 
     def __init__(self, input_shape: tuple[int, int, int], include_top: bool, pooling: str | None):
         super().__init__()
         if len(input_shape) != 3 or min(input_shape) < 1:
             raise ShapeError(f"input_shape={input_shape}; expected (height, width, channels)")
+        if min(input_shape[:2]) < self.smallest:
+            raise ShapeError(
+                f"{type(self).__name__}: input_shape={input_shape}; this network shrinks images {self.smallest} times, so "
+                f"height and width must be at least {self.smallest}"
+            )
         self.input_shape, self.include_top, self.pooling = tuple(input_shape), include_top, pooling
 
     def trunk(self, x: Tensor) -> Tensor:

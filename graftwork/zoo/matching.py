@@ -7,15 +7,15 @@ versions spell in several ways, or by position where a file's names say nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..nn import Conv2d, ConvTranspose2d, DepthwiseConv2d, Embedding, Linear, Module, SeparableConv2d, Tensor
+from ..nn.listing import Row, Shape, listing
 
-SHOWN = 40  # rows of a listing; a wrong file would otherwise fill the screen
-Shape = tuple[int, ...]
+__all__ = ["Comparison", "Row", "Slot", "compare", "listing", "own_slots", "plain_name"]
 
 # Keras's names for our attributes; the first class that fits counts.
 _FILE_NAMES: dict[type[Module] | tuple[type[Module], ...], dict[str, str]] = {
@@ -77,16 +77,6 @@ def _file_shape(module: Module, name: str, shape: Shape) -> Shape:
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
-    """One tensor that does not pair: its name, and the shapes on both sides (None where there is none)."""
-
-    kind: str
-    name: str
-    expected: Shape | None = None
-    found: Shape | None = None
-
-
 @dataclass
 class Comparison:
     """matched: (layer, position among the layer's expected tensors, values). rows: all that does not pair."""
@@ -140,29 +130,3 @@ def compare(expected: Mapping[str, Sequence[tuple[str, Shape]]],
 
 def _unexpected(layer: str, entries: Sequence[tuple[str, np.ndarray]], used: set[int | None]) -> list[Row]:
     return [Row("unexpected", f"{layer} {n}", None, a.shape) for i, (n, a) in enumerate(entries) if i not in used]
-
-
-def listing(rows: Iterable[Row]) -> str:
-    """The rows as aligned lines, missing ones first; long listings end with a count of what was left out."""
-    order = {"missing": 0, "mismatched": 1, "unexpected": 2}
-    rows = sorted(rows, key=lambda row: order[row.kind])
-    shown = rows[:SHOWN]
-    cells = [(r.kind, _printable(r.name), _side("expected", r.expected), _side("found", r.found)) for r in shown]
-    widths = [max((len(row[i]) for row in cells), default=0) for i in range(3)]
-    lines = [
-        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
-        for row in cells
-    ]
-    if len(rows) > SHOWN:
-        lines.append(f"  ... and {len(rows) - SHOWN} more")
-    return "\n".join(lines)
-
-
-def _side(word: str, shape: Shape | None) -> str:
-    return "" if shape is None else f"{word} {shape}"
-
-
-def _printable(name: str) -> str:
-    """A file's names could steer a terminal; show control characters as escapes, and cut what is absurdly long."""
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)
-    return text if len(text) <= 80 else text[:77] + "..."

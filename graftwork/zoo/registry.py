@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ class ModelEntry:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+COMMON_OPTIONS = {"include_top", "pooling", "classes", "input_shape"}
 _models: dict[str, ModelEntry] = {}
 
 
@@ -57,13 +59,13 @@ def find(name: str) -> ModelEntry:
 
 
 def create(name: str, weights: str | Path | None = None, include_top: bool = True, pooling: str | None = None,
-           classes: int | None = None, input_shape: tuple[int, int, int] | None = None) -> Module:  # fmt: skip
+           classes: int | None = None, input_shape: tuple[int, int, int] | None = None, **options: Any) -> Module:  # fmt: skip
     """Build a model of the zoo.
 
     weights: None (random), an embedded or published name ("glyphs", "imagenet"), or a path to an HDF5 file.
     include_top: with the classifier (its output is logits) or only the trunk. pooling: without the top, None for the
     feature map, "avg" or "max" for one vector an image. classes, input_shape: of the classifier and (height, width,
-    channels) of images; the model's own by default.
+    channels) of images; the model's own by default. options: what only this model knows, such as MobileNetV2's `alpha`.
     Raises ModelNotFound, ModelError for options that do not go together, WeightsError for a file that does not fit.
     """
     entry = find(name)
@@ -71,8 +73,9 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
         raise ModelError(f"pooling={pooling!r}; expected None, 'avg' or 'max'")
     if classes is not None and classes < 1:
         raise ModelError(f"classes={classes}; expected at least 1")
-    options = {"classes": classes, "input_shape": input_shape}
-    model = entry.factory(include_top=include_top, pooling=pooling, **{k: v for k, v in options.items() if v is not None})
+    _check_options(entry, options)
+    options |= {k: v for k, v in (("classes", classes), ("input_shape", input_shape)) if v is not None}
+    model = entry.factory(include_top=include_top, pooling=pooling, **options)
     if weights is not None:
         from .weights import load_weights
 
@@ -80,6 +83,18 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
         skip = () if include_top else tuple(entry.info.get("top", ()))
         load_weights(model, path, skip=skip)
     return model.eval()
+
+
+def _check_options(entry: ModelEntry, options: dict[str, Any]) -> None:
+    """ModelError for an option that the model's factory does not take."""
+    parameters = inspect.signature(entry.factory).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    own = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY} - COMMON_OPTIONS
+    for name in options:
+        if name not in own:
+            known = ", ".join(sorted(own)) or "none beside those that all models take"
+            raise ModelError(f"{entry.name} has no option {name!r}; its own options: {known}")
 
 
 def _weights_path(entry: ModelEntry, weights: str | Path) -> Path:

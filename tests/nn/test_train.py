@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import graftwork as gw
-from graftwork import errors, nn
+from graftwork import errors, nn, plugins
 from graftwork.nn import checkpoint
 from graftwork.nn import functional as F
 from graftwork.nn.data import ArrayDataset, DataLoader
+from graftwork.plugins import hookimpl
 
 OPTIMISERS = {
     "SGD": [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}, {"lr": 0.1, "momentum": 0.9, "nesterov": True}],
@@ -112,6 +113,32 @@ def test_training_learns():
     history = run.fit(DataLoader(ArrayDataset(x, y), 16, shuffle=True, seed=1), 5)
     assert history[-1]["loss"] < 0.3 * history[0]["loss"] or history[-1]["accuracy"] > 0.95
     assert run.evaluate(DataLoader(ArrayDataset(x, y), 50))["accuracy"] > 0.95
+
+
+def test_compiled_training_equals_eager():
+    x, y = blobs()
+    histories = []
+    for compiled in (False, True):
+        run = trainer()
+        run.compile = compiled
+        histories.append(run.fit(DataLoader(ArrayDataset(x, y), 16, shuffle=True, seed=1), 3))
+    for eager, static in zip(*histories, strict=True):
+        assert static["loss"] == pytest.approx(eager["loss"], rel=1e-4)  # float32, planned kernels sum in another order
+    assert all(p.grad is None for p in run.model.parameters())
+
+
+def test_a_compiled_step_has_no_place_for_reduced_gradients():
+    class Reducer:
+        @hookimpl
+        def reduce_gradients(self, parameters, trainer):
+            return True
+
+    x, y = blobs()
+    with plugins.registered(Reducer(), "reducer"):
+        run = trainer()
+        run.compile = True
+        with pytest.raises(errors.ConfigError, match="reduce_gradients"):
+            run.fit(DataLoader(ArrayDataset(x, y), 16), 1)
 
 
 def test_resuming_is_exact(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from graftwork import nn
 from graftwork.errors import DataError, ModelError, WeightsError
 from graftwork.zoo import hdf5
-from graftwork.zoo.matching import compare, listing, plain_name
+from graftwork.zoo.matching import Row, compare, listing, plain_name
 from graftwork.zoo.weights import load_weights, save_weights
 
 SQUEEZENET = "weights/squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -342,7 +342,15 @@ def test_tensors_pair_by_name_before_position():
     assert len(compare(expected, {"bn": [(f"w{i}", c) for i in range(4)]}).matched) == 4
 
 
-def test_long_listings_are_cut_and_terminal_codes_shown():
+def test_long_listings_show_every_kind_and_say_what_was_left_out():
     rows = compare({}, {f"l{i}\x1b[2J": [("k", np.zeros(1))] for i in range(60)}).rows
     text = listing(rows)
-    assert len(text.splitlines()) == 41 and text.endswith("... and 20 more") and "\x1b" not in text
+    assert len(text.splitlines()) == 42 and text.endswith("... and 20 more unexpected") and "\x1b" not in text
+    rows = [Row("unexpected", f"u{i}", None, (1,)) for i in range(99)] + [Row("missing", f"m{i}", (1,)) for i in range(99)]
+    rows += [Row("mismatched", f"x{i}", (1,), (2,)) for i in range(6)]
+    lines = listing(rows).splitlines()
+    assert lines[0] == "99 missing, 6 mismatched, 99 unexpected"
+    kinds = [line.split()[0] for line in lines[1:] if "..." not in line]
+    assert kinds == ["missing"] * 17 + ["mismatched"] * 6 + ["unexpected"] * 17
+    assert [line.strip() for line in lines if "..." in line] == ["... and 82 more missing", "... and 82 more unexpected"]
+    assert listing([]) == ""

@@ -38,8 +38,13 @@ def test_parameter_count(model):
 def test_weights_of_another_network_are_refused(shared_data):
     with pytest.raises(errors.WeightsError) as caught:
         zoo.create("resnet20", weights=shared_data / FILE)
-    message = str(caught.value)
-    assert "missing" in message and "unexpected" in message and "classifier" in message
+    head, counts, *rows, advice = str(caught.value).splitlines()
+    assert "does not fit ResNetCifar" in head and "skip=" in advice
+    assert "missing" in counts and "mismatched" in counts and "unexpected" in counts
+    shown = [row.split() for row in rows]
+    assert ["unexpected", "fire2/squeeze1x1"] in [row[:2] for row in shown]
+    assert ["mismatched", "conv1", "kernel", "expected", "(3,", "3,", "3,", "16)", "found", "(3,", "3,", "3,", "64)"] in shown
+    assert sum(row[0] == "missing" for row in shown) > 10
 
 
 def test_the_top_is_asked_for_in_words(shared_data):

@@ -2,19 +2,22 @@
 
 from ..reference import FAMILIES
 
-_CONV_VARIANTS = {
-    "conv2d": ("pointwise", "im2col", "depthwise", "direct"),
-    "conv2d_input_grad": ("pointwise", "flipped", "im2col", "depthwise", "direct"),
-    "conv2d_weight_grad": ("pointwise", "im2col", "depthwise", "direct"),
+_VARIANTS = {
+    "conv2d": ("conv", "implicit_gemm winograd pointwise im2col depthwise direct"),
+    "conv2d_input_grad": ("conv", "implicit_gemm winograd pointwise im2col depthwise direct"),
+    "conv2d_weight_grad": ("conv", "implicit_gemm pointwise im2col depthwise direct"),
+    "matmul": ("matmul", "gemm blas"),
+    "linear": ("matmul", "gemm blas"),
 }
+_FLOAT32_ONLY = ("implicit_gemm", "winograd", "gemm")
 
 KERNELS = {op: {"numba": f"{family}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()}
-for _op, _variants in _CONV_VARIANTS.items():
-    KERNELS[_op] |= {variant: f"conv:{_op}_{variant}" for variant in _variants}
-    KERNELS[_op]["simd"] = f"conv_simd:{_op}_simd"
+for _op, (_module, _variants) in _VARIANTS.items():
+    KERNELS[_op] |= {variant: f"{_module}:{_op}_{variant}" for variant in _variants.split()}
 
 _FLOATS = ("float32", "float64")
-DTYPES = dict.fromkeys(("conv", "pool", "resize", "norm", "softmax", "update", "random"), _FLOATS) | {"conv_simd": ("float32",)}
+DTYPES = dict.fromkeys(("conv", "pool", "resize", "norm", "softmax", "update", "random"), _FLOATS)
+DTYPES |= {f"{m}:{op}_{v}": ("float32",) for op, (m, vs) in _VARIANTS.items() for v in vs.split() if v in _FLOAT32_ONLY}
 
 _ELEMENTWISE = (
     "negative abs exp log sqrt rsqrt square reciprocal sin cos erf tanh sigmoid relu relu6 silu hard_swish hard_sigmoid "
@@ -33,6 +36,8 @@ _PLANNED = {
     "random": "dropout dropout_grad",
     "pool": "max_pool2d max_pool2d_grad max_pool2d_take avg_pool2d avg_pool2d_grad",
     "resize": "resize resize_grad",
+    "conv_select": "conv2d conv2d_input_grad conv2d_weight_grad",
+    "gemm": "linear matmul",
 }
 PLANNERS = {op: f"{module}:plan_{op}" for module, ops in _PLANNED.items() for op in ops.split()}
 PLANNERS["chain"] = "chain:plan"

@@ -1,12 +1,11 @@
 """The compiled loops of the convolutions. All arrays are C-contiguous; nothing is checked here.
 
 Throughout, output pixel (y, x) meets input pixel (y * sh - top + ky * dh, x * sw - left + kx * dw) at tap (ky, kx).
-The innermost loops run over channels, which lie next to each other in memory, and so become vector instructions.
+The innermost loops run over channels, which lie next to each other in memory, and so become vector instructions. All run
+on the caller's thread: they serve float64 and the smallest arrays; `strips.py` has the loops for the rest.
 """
 
 from __future__ import annotations
-
-from numba import prange
 
 from .jit import njit
 
@@ -58,10 +57,10 @@ def _im2col_line(image, c, cols, row, y, ow, kh, kw, sh, sw, top, left, dh, dw):
                             _copy(to, at + kx * width, image[iy], ix * c + j * width, width)
 
 
-@njit(parallel=True, nogil=True)
+@njit(nogil=True)
 def im2col(x, c, cols, first, lines, oh, ow, kh, kw, sh, sw, top, left, dh, dw):
     """cols[groups, lines * ow, kh * kw * C/groups] of output lines first, first + 1, ... (n * oh + y); x is (N, H, W*C)."""
-    for i in prange(lines):
+    for i in range(lines):
         n, y = (first + i) // oh, (first + i) % oh
         _im2col_line(x[n], c, cols, i * ow, y, ow, kh, kw, sh, sw, top, left, dh, dw)
 
@@ -91,11 +90,11 @@ def _col2im_line(cols, row, line, c, iy, first, lines, ow, kh, kw, sh, sw, top, 
                         _add(line, ix * c + j * width, cols[j, row + y * ow + x], (ky * kw + kx) * width, width)
 
 
-@njit(parallel=True, nogil=True)
+@njit(nogil=True)
 def col2im(cols, out, c, start, stop, first, lines, ow, kh, kw, sh, sw, top, left, dh, dw):
     """Input lines [start, stop) of every image of out (N, H, W*C), from the columns of `lines` output lines an image."""
     count = stop - start
-    for i in prange(out.shape[0] * count):
+    for i in range(out.shape[0] * count):
         n, iy = i // count, start + i % count
         _col2im_line(cols, n * lines * ow, out[n, iy], c, iy, first, lines, ow, kh, kw, sh, sw, top, left, dh, dw)
 
@@ -126,32 +125,21 @@ def _depthwise_pixel(to, line, w, start, dw):
 
 
 @njit(nogil=True)
-def _activate(to, code):
-    zero, six = to.dtype.type(0), to.dtype.type(6)
-    for c in range(to.size):  # comparisons that are false for NaN, so that NaN stays
-        v = to[c]
-        v = zero if v < zero else v
-        to[c] = six if code == 2 and v > six else v
-
-
-@njit(nogil=True)
-def _depthwise_line(image, w, bias, out, code, y, sh, sw, top, left, dh, dw):
+def _depthwise_line(image, w, out, y, sh, sw, top, left, dh, dw):
     for x in range(out.shape[0]):
         to = out[x]
-        _copy(to, 0, bias, 0, bias.size)
+        _zero(to, 0, to.size)
         low, high = _valid(y * sh - top, dh, w.shape[0], image.shape[0])
         for ky in range(low, high):
             _depthwise_pixel(to, image[y * sh - top + ky * dh], w[ky], x * sw - left, dw)
-        if code != 0:
-            _activate(to, code)
 
 
-@njit(parallel=True, nogil=True)
-def depthwise(x, w, bias, out, code, sh, sw, top, left, dh, dw):
-    """out[n, y, x, c] = activation(bias[c] + sum over taps of x * w[ky, kx, c])."""
+@njit(nogil=True)
+def depthwise(x, w, out, sh, sw, top, left, dh, dw):
+    """out[n, y, x, c] = sum over taps of x * w[ky, kx, c]."""
     oh = out.shape[1]
-    for i in prange(out.shape[0] * oh):
-        _depthwise_line(x[i // oh], w, bias, out[i // oh, i % oh], code, i % oh, sh, sw, top, left, dh, dw)
+    for i in range(out.shape[0] * oh):
+        _depthwise_line(x[i // oh], w, out[i // oh, i % oh], i % oh, sh, sw, top, left, dh, dw)
 
 
 @njit(nogil=True)
@@ -171,11 +159,11 @@ def _depthwise_grad_line(g, w, line, iy, sh, sw, top, left, dh, dw):
                     _tap(to, g[y, x], w[ky, kx])
 
 
-@njit(parallel=True, nogil=True)
+@njit(nogil=True)
 def depthwise_input_grad(g, w, out, sh, sw, top, left, dh, dw):
     """The adjoint of `depthwise` in x: every input pixel gathers what it gave."""
     h = out.shape[1]
-    for i in prange(out.shape[0] * h):
+    for i in range(out.shape[0] * h):
         _depthwise_grad_line(g[i // h], w, out[i // h, i % h], i % h, sh, sw, top, left, dh, dw)
 
 
@@ -204,12 +192,12 @@ def _depthwise_weight_line(image, g, sums, y, sh, sw, top, left, dh, dw):
                 x += 1
 
 
-@njit(parallel=True, nogil=True)
+@njit(nogil=True)
 def depthwise_weight_grad(x, g, sums, sh, sw, top, left, dh, dw):
     """sums[b] += the weight gradient of the b-th share of the output lines; sums is (blocks, kh, kw, C), zeros at first."""
     oh, blocks = g.shape[1], sums.shape[0]
     lines = g.shape[0] * oh
-    for b in prange(blocks):
+    for b in range(blocks):
         for i in range(b * lines // blocks, (b + 1) * lines // blocks):
             _depthwise_weight_line(x[i // oh], g[i // oh, i % oh], sums[b], i % oh, sh, sw, top, left, dh, dw)
 
@@ -229,7 +217,7 @@ def _dot(a, b):
 
 
 @njit(nogil=True)
-def direct(x, w, bias, out, code, groups, sh, sw, top, left, dh, dw):
+def direct(x, w, out, groups, sh, sw, top, left, dh, dw):
     """The convolution by its definition, on one thread."""
     cin, cout = w.shape[2], w.shape[3] // groups
     for n in range(out.shape[0]):
@@ -238,15 +226,13 @@ def direct(x, w, bias, out, code, groups, sh, sw, top, left, dh, dw):
             for xo in range(out.shape[2]):
                 to, start = out[n, y, xo], xo * sw - left
                 low, high = _valid(start, dw, w.shape[1], x.shape[2])
-                _copy(to, 0, bias, 0, bias.size)
+                _zero(to, 0, to.size)
                 for ky in range(ylow, yhigh):
                     for kx in range(low, high):
                         pixel = x[n, y * sh - top + ky * dh, start + kx * dw]
                         for c in range(pixel.size):
                             o = c // cin * cout
                             _scaled_add(to[o : o + cout], pixel[c], w[ky, kx, c % cin, o : o + cout])
-                if code != 0:
-                    _activate(to, code)
 
 
 @njit(nogil=True)

@@ -1,4 +1,4 @@
-"""Two-dimensional convolution on the CPU: BLAS for the products, Numba for moving pixels and for depthwise kernels.
+"""Two-dimensional convolution on the CPU, eagerly: float32 through the plans of `conv_select.py`, the rest through BLAS.
 
 Images are (N, H, W, C), weights (kh, kw, C/groups, Cout). `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad` pick a
 variant by its shapes; every variant is a kernel of its own, for the cases that its docstring names.
@@ -10,24 +10,25 @@ time: the columns stay near the cores and the scratch memory stays small however
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 
+from ..plan import Plan, spec_of
 from . import _conv_loops as loops
-from . import conv_simd
-from ._epilogue import activation_code, add_bias_and_activate, bias_or_zeros
+from . import conv_gemm, conv_grads, conv_select, runtime, winograd
+from ._epilogue import activation_code, finish
 from .matmul import blas_ready
 
 Pair = tuple[int, int]
 CHUNK_BYTES = 4 << 20  # of im2col scratch in the forward pass: what two cores' second-level caches hold
 GRADIENT_CHUNK_BYTES = 16 << 20  # larger, because each chunk adds a whole weight gradient to the sum
-DIRECT_BELOW = 32768  # multiplications; smaller problems are over before BLAS and threads have started
-DEPTHWISE_BLOCKS = 8  # shares of the lines in the depthwise weight gradient, each with sums of its own
+DIRECT_BELOW = 32768  # multiplications; smaller problems are over before a plan is bound or threads have started
 
 
 def choose_variant(kernel, pixels: int, stride: Pair, padding, groups: int) -> str:
-    """The variant for a kernel of shape `kernel` (kh, kw, C/groups, Cout) and `pixels` = N * oh * ow positions."""
+    """The variant where there is no plan, for a kernel (kh, kw, C/groups, Cout) and `pixels` = N * oh * ow positions."""
     kh, kw, group_channels, cout = kernel
     if groups > 1 and group_channels == 1:
         return "depthwise"
@@ -37,85 +38,141 @@ def choose_variant(kernel, pixels: int, stride: Pair, padding, groups: int) -> s
     return "pointwise" if plain and groups == 1 else "im2col"
 
 
-def tiled(variant: str, dtype, dilation: Pair, groups: int) -> bool:
-    """Whether the register tile takes over from the variants that go through BLAS."""
-    return variant in ("pointwise", "im2col", "flipped") and conv_simd.supports(dtype, dilation, groups)
+def conv2d(x, w, b=None, r=None, *, out, stride: Pair, padding, dilation: Pair, groups: int, activation=None) -> None:
+    """out[N, oh, ow, Cout] = activation(x * w + b + r), by the variant that suits the shapes.
 
-
-def conv2d(x, w, b=None, *, out, stride: Pair, padding, dilation: Pair, groups: int, activation=None) -> None:
-    """out[N, oh, ow, Cout] = activation(x * w + b), by the variant that suits the shapes.
-
-    `activation` is None, "relu" or "relu6"; any other raises ValueError.
+    r is like out. Raises ValueError for an activation that cannot be fused (`_epilogue.ACTIVATIONS`).
     """
-    pixels = out.shape[0] * out.shape[1] * out.shape[2]
-    variant = choose_variant(w.shape, pixels, stride, padding, groups)
-    kernel = conv_simd.conv2d_simd if tiled(variant, x.dtype, dilation, groups) else FORWARD[variant]
-    kernel(x, w, b, out=out, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    variant = choose_variant(w.shape, _pixels(out), stride, padding, groups)
+    if variant == "direct" or not _planned("plan_conv2d", _inputs(x, w, b, r), out, activation=activation, **geometry):
+        FORWARD[variant](x, w, b, r, out=out, activation=activation, **geometry)
 
 
 def conv2d_input_grad(g, w, *, out, input_shape, stride: Pair, padding, dilation: Pair, groups: int) -> None:
     """The adjoint of `conv2d` in x: g is (N, oh, ow, Cout), out has `input_shape`."""
-    pixels = g.shape[0] * g.shape[1] * g.shape[2]
-    variant = choose_variant(w.shape, pixels, stride, padding, groups)
-    if variant in ("im2col", "depthwise") and stride == (1, 1) and _flippable(w.shape, padding, dilation):
-        variant = "flipped"
-    simd = tiled(variant, g.dtype, dilation, groups) and variant in ("flipped", "pointwise")
-    kernel = conv_simd.conv2d_input_grad_simd if simd else INPUT_GRAD[variant]
-    kernel(g, w, out=out, input_shape=input_shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    geometry = {"input_shape": tuple(input_shape), "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    variant = choose_variant(w.shape, _pixels(g), stride, padding, groups)
+    if variant == "direct" or not _planned("plan_conv2d_input_grad", (g, w), out, **geometry):
+        INPUT_GRAD[variant](g, w, out=out, **geometry)
 
 
 def conv2d_weight_grad(x, g, *, out, kernel_shape: Pair, stride: Pair, padding, dilation: Pair, groups: int) -> None:
     """The adjoint of `conv2d` in w: out is (kh, kw, C/groups, Cout)."""
-    pixels = g.shape[0] * g.shape[1] * g.shape[2]
-    variant = choose_variant(out.shape, pixels, stride, padding, groups)
-    simd = tiled(variant, x.dtype, dilation, groups) and g.shape[3] % conv_simd.LANES == 0
-    kernel = conv_simd.conv2d_weight_grad_simd if simd else WEIGHT_GRAD[variant]
-    kernel(x, g, out=out, kernel_shape=kernel_shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    geometry = {"kernel_shape": kernel_shape, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    variant = choose_variant(out.shape, _pixels(g), stride, padding, groups)
+    if variant == "direct" or not _planned("plan_conv2d_weight_grad", (x, g), out, **geometry):
+        WEIGHT_GRAD[variant](x, g, out=out, **geometry)
 
 
-def conv2d_pointwise(x, w, b=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
+def _pixels(y) -> int:
+    return y.shape[0] * y.shape[1] * y.shape[2]
+
+
+def _inputs(x, w, b, r) -> tuple:
+    """The inputs of a plan, which takes no residual without a bias."""
+    if r is None:
+        return (x, w) if b is None else (x, w, b)
+    return x, w, np.zeros(w.shape[3], w.dtype) if b is None else b, r
+
+
+@lru_cache(maxsize=4096)
+def _plan(name: str, threads: int, inputs, out, attributes) -> Plan | None:
+    """The same call comes again and again, and a plan holds no memory."""
+    return getattr(conv_select, name)(*inputs, out=out, **dict(attributes))
+
+
+def _planned(name: str, inputs, out, **attributes) -> bool:
+    """Run a call through its plan; False, with nothing done, if it has none."""
+    specs = tuple(map(spec_of, inputs))
+    return _carry_out(_plan(name, runtime.num_threads(), specs, spec_of(out), tuple(attributes.items())), inputs, out)
+
+
+def _carry_out(plan: Plan | None, inputs, out) -> bool:
+    if plan is None:
+        return False
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    runtime.call(plan, inputs, (target,))
+    if target is not out:
+        out[...] = target
+    return True
+
+
+def _by_name(variant: str, plan: Plan | None, inputs, out) -> None:
+    """Run a variant that was asked for by name; ValueError where it cannot do this convolution."""
+    if plan is None and out.size and all(a.size for a in inputs):
+        shapes = ", ".join(str(a.shape) for a in inputs)
+        raise ValueError(
+            f"variant {variant!r} cannot compute a convolution of {shapes} with these attributes; call conv2d without a variant"
+        )
+    if not _carry_out(plan, inputs, out):
+        out[...] = 0
+
+
+def conv2d_implicit_gemm(x, w, b=None, r=None, *, out, activation=None, **geometry) -> None:
+    """For float32, any shape: `conv_gemm.py`."""
+    inputs = _inputs(x, w, b, r)
+    plan = conv_gemm.plan_forward(*map(spec_of, inputs), out=spec_of(out), activation=activation, **geometry)
+    _by_name("implicit_gemm", plan, inputs, out)
+
+
+def conv2d_input_grad_implicit_gemm(g, w, *, out, **geometry) -> None:
+    """For float32, any shape: `conv_grads.py`."""
+    _by_name("implicit_gemm", conv_grads.plan_input_grad(spec_of(g), spec_of(w), out=spec_of(out), **geometry), (g, w), out)
+
+
+def conv2d_weight_grad_implicit_gemm(x, g, *, out, **geometry) -> None:
+    """For float32, any shape: `conv_grads.py`."""
+    _by_name("implicit_gemm", conv_grads.plan_weight_grad(spec_of(x), spec_of(g), out=spec_of(out), **geometry), (x, g), out)
+
+
+def conv2d_winograd(x, w, b=None, r=None, *, out, activation=None, **geometry) -> None:
+    """For float32, 3x3 kernels, stride 1, no dilation, one group: `winograd.py`."""
+    inputs = _inputs(x, w, b, r)
+    plan = winograd.plan(*map(spec_of, inputs), out=spec_of(out), activation=activation, **geometry)
+    _by_name("winograd", plan, inputs, out)
+
+
+def conv2d_input_grad_winograd(g, w, *, out, **geometry) -> None:
+    """For float32, 3x3 kernels, stride 1, no dilation, one group, padding of at most 2: `winograd.py`."""
+    _by_name("winograd", winograd.plan_input_grad(spec_of(g), spec_of(w), out=spec_of(out), **geometry), (g, w), out)
+
+
+def conv2d_pointwise(x, w, b=None, r=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
     """For 1x1 kernels, stride 1, no padding, one group: a single matrix product."""
     code = activation_code(activation)
     flat = _matrix(out)
     np.matmul(_matrix(x), _matrix(w), out=flat)
-    add_bias_and_activate(flat, b, code)
+    finish(out, b, r, code)
 
 
-def conv2d_im2col(x, w, b=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
+def conv2d_im2col(x, w, b=None, r=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
     """For any shape and any number of groups: one product a group for each chunk of output lines."""
     code = activation_code(activation)
     kernel, flat = _group_matrices(w, groups), _matrix(out)
     for cols, rows in _column_chunks(x, w.shape, out.shape, stride, padding, dilation, groups, CHUNK_BYTES):
         np.matmul(cols, kernel, out=_group_columns(flat[rows], groups))
-        add_bias_and_activate(flat[rows], b, code)
+    finish(out, b, r, code)
 
 
-def conv2d_depthwise(x, w, b=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
+def conv2d_depthwise(x, w, b=None, r=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
     """For groups = C: every channel is filtered on its own. A multiplier above 1 repeats the channels first."""
-    code, bias = activation_code(activation), bias_or_zeros(b, w.shape[3], x.dtype)
-    loops.depthwise(_repeated(x, w.shape[3]), _filters(w), bias, out, code, *_geometry(stride, padding, dilation))
+    code = activation_code(activation)
+    loops.depthwise(_repeated(x, w.shape[3]), _filters(w), out, *_geometry(stride, padding, dilation))
+    finish(out, b, r, code)
 
 
-def conv2d_direct(x, w, b=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
+def conv2d_direct(x, w, b=None, r=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
     """For any shape, on one thread: the choice for very small problems."""
-    code, bias = activation_code(activation), bias_or_zeros(b, w.shape[3], x.dtype)
+    code = activation_code(activation)
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-    loops.direct(x, w, bias, out, code, groups, *_geometry(stride, padding, dilation))
+    loops.direct(x, w, out, groups, *_geometry(stride, padding, dilation))
+    finish(out, b, r, code)
 
 
 def conv2d_input_grad_pointwise(g, w, *, out, input_shape, stride, padding, dilation, groups) -> None:
     """For 1x1 kernels, stride 1, no padding, one group."""
     np.matmul(_matrix(g), _matrix(w).T, out=_matrix(out))
-
-
-def conv2d_input_grad_flipped(g, w, *, out, input_shape, stride, padding, dilation, groups) -> None:
-    """For stride 1 and padding below the kernel's extent: a convolution of g with the kernel turned by 180 degrees."""
-    kh, kw, cin, cout = w.shape
-    turned = w.reshape(kh, kw, cin, groups, cout // groups)[::-1, ::-1].transpose(0, 1, 4, 3, 2)
-    turned = np.ascontiguousarray(turned).reshape(kh, kw, cout // groups, groups * cin)
-    padding = _flipped_padding(w.shape, padding, dilation)
-    forward = conv2d_depthwise if cin == 1 and groups == cout else conv2d_im2col
-    forward(g, turned, out=out, stride=(1, 1), padding=padding, dilation=dilation, groups=groups)
 
 
 def conv2d_input_grad_im2col(g, w, *, out, input_shape, stride, padding, dilation, groups) -> None:
@@ -175,10 +232,10 @@ def conv2d_weight_grad_im2col(x, g, *, out, kernel_shape, stride, padding, dilat
 def conv2d_weight_grad_depthwise(x, g, *, out, kernel_shape, stride, padding, dilation, groups) -> None:
     """For groups = C."""
     kh, kw, _, channels = out.shape
-    sums = np.zeros((DEPTHWISE_BLOCKS, kh, kw, channels), out.dtype)
+    sums = np.zeros((1, kh, kw, channels), out.dtype)
     x, g = _repeated(x, channels), np.ascontiguousarray(g)
     loops.depthwise_weight_grad(x, g, sums, *_geometry(stride, padding, dilation))
-    np.sum(sums, axis=0, out=out.reshape(kh, kw, channels))
+    out[...] = sums.reshape(out.shape)
 
 
 def conv2d_weight_grad_direct(x, g, *, out, kernel_shape, stride, padding, dilation, groups) -> None:
@@ -250,16 +307,6 @@ def _input_blocks(n, h, oh, kh, sh, top, dh, line_bytes: int) -> Iterator[tuple[
             yield slice(i, i + 1), start, stop, first, max(first, min(oh, (stop - 1 + top) // sh + 1))
 
 
-def _flipped_padding(kernel_shape, padding, dilation: Pair):
-    """The padding that turns an output gradient back into an input gradient, for stride 1."""
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel_shape, strict=False)]
-    return tuple((r - before, r - after) for r, (before, after) in zip(reach, padding, strict=True))
-
-
-def _flippable(kernel_shape, padding, dilation: Pair) -> bool:
-    return min(map(min, _flipped_padding(kernel_shape, padding, dilation))) >= 0
-
-
 def _repeated(x: np.ndarray, channels: int) -> np.ndarray:
     """x with every channel repeated until there are `channels`, contiguous."""
     multiplier = channels // x.shape[3]
@@ -271,20 +318,24 @@ def _filters(w: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(w).reshape(w.shape[0], w.shape[1], w.shape[3])
 
 
-FORWARD = {
+FORWARD: dict[str, Callable] = {
+    "implicit_gemm": conv2d_implicit_gemm,
+    "winograd": conv2d_winograd,
     "pointwise": conv2d_pointwise,
     "im2col": conv2d_im2col,
     "depthwise": conv2d_depthwise,
     "direct": conv2d_direct,
 }
-INPUT_GRAD = {
+INPUT_GRAD: dict[str, Callable] = {
+    "implicit_gemm": conv2d_input_grad_implicit_gemm,
+    "winograd": conv2d_input_grad_winograd,
     "pointwise": conv2d_input_grad_pointwise,
-    "flipped": conv2d_input_grad_flipped,
     "im2col": conv2d_input_grad_im2col,
     "depthwise": conv2d_input_grad_depthwise,
     "direct": conv2d_input_grad_direct,
 }
-WEIGHT_GRAD = {
+WEIGHT_GRAD: dict[str, Callable] = {
+    "implicit_gemm": conv2d_weight_grad_implicit_gemm,
     "pointwise": conv2d_weight_grad_pointwise,
     "im2col": conv2d_weight_grad_im2col,
     "depthwise": conv2d_weight_grad_depthwise,

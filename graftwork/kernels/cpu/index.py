@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from ..plan import Plan, Spec
+from ..reference.index import check_range
 from . import runtime
 from .copies import bits_of, copy_row, fill_row, gather_rows, one_hot_rows, pad_geometry, pad_memory, scatter_rows  # fmt: skip
 from .planning import FLOAT32, carry_out, parts_for
@@ -210,3 +211,9 @@ def contiguous(x: np.ndarray, *, out: np.ndarray) -> None:
         np.copyto(out, x)
     else:
         runtime.run(rows)
+
+
+def in_range(idx: np.ndarray, *, out: np.ndarray, low: int, high: int, what: str, limit: str) -> None:
+    """A copy of `idx`, or RangeError where one is below `low` or not below `high`."""
+    check_range(idx, low, high, what, limit)
+    np.copyto(out, idx)

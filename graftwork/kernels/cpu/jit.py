@@ -1,14 +1,17 @@
-"""Numba's `njit` with a disk cache that several processes can share and that notices every edit.
+"""Numba's `njit` with a disk cache that several processes can share, that notices every edit, and that may be missing.
 
-Two gaps in Numba's cache are closed here. It numbers its files without a lock, so two processes that compile different
-signatures of one function at once can leave an index that points at the wrong code. And it looks at the function's own
-source file only, although a kernel is compiled together with functions of its neighbours.
+Three gaps in Numba's cache are closed here. It numbers its files without a lock, so two processes that compile different
+signatures of one function at once can leave an index that points at the wrong code. It looks at the function's own source
+file only, although a kernel is compiled together with functions of its neighbours. And it raises where the folder is full or
+read-only, although everything would work without it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +55,50 @@ class SharedCacheFile(caching.IndexDataCacheFile):
 caching.IndexDataCacheFile = SharedCacheFile
 
 
+class ForgivingCache(caching.FunctionCache):
+    """Where compiled code cannot be kept, it is compiled anew in every process, and one warning says why."""
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_once(error.strerror or str(error))
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError as error:
+            _warn_once(error.strerror or str(error))
+            return None
+
+
+@cache
+def _warn_once(problem: str) -> None:
+    warnings.warn(
+        f"compiled kernels cannot be kept on disk ({problem}); every process compiles them anew. Make the folder writable, "
+        "free some space, or set NUMBA_CACHE_DIR to another folder",
+        stacklevel=5,
+    )
+
+
+def disk_cache(function: Callable) -> Any:
+    """A cache for one function's compiled code that is void as soon as any file of this folder changes."""
+    try:
+        kept = ForgivingCache(function)
+    except RuntimeError:
+        _warn_once("there is no folder that may be written to")
+        return caching.NullCache()
+    files = kept._cache_file
+    files._source_stamp = (files._source_stamp, STAMP)
+    return kept
+
+
 def njit(**options: Any) -> Callable[[Callable], Any]:
     """`numba.njit(**options)`, cached on disk until any file of this folder changes."""
 
     def compile_lazily(function: Callable) -> Any:
-        dispatcher = numba.njit(cache=True, **options)(function)
-        files = dispatcher._cache._cache_file
-        files._source_stamp = (files._source_stamp, STAMP)
+        dispatcher = numba.njit(**options)(function)
+        dispatcher._cache = disk_cache(function)
         return dispatcher
 
     return compile_lazily

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 from numba.core.ccallback import CFunc
@@ -28,10 +28,25 @@ from numba.core.sigutils import normalize_signature
 from ...errors import ConfigError
 from ..plan import Plan, aligned_empty
 from . import atomic
-from .jit import STAMP, njit
+from .jit import disk_cache, njit
 
 _SIGNATURE = normalize_signature(types.void(atomic.WORDS, types.int64))
 _OPTIONS = {"boundscheck": False, "error_model": "numpy"}
+
+
+class _Compiled(CFunc):
+    """Says on the terminal when a kernel is compiled and not just loaded: that takes a second or two."""
+
+    def _compile_uncached(self) -> Any:
+        shown = sys.stderr is not None and sys.stderr.isatty()
+        if shown:
+            note = f"\rgraftwork: compiling {self.__name__} (first use on this machine)\033[K"
+            print(note, end="", file=sys.stderr, flush=True)
+        try:
+            return super()._compile_uncached()
+        finally:
+            if shown:
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 class Task:
@@ -57,10 +72,8 @@ class Task:
         return self._compiled.address
 
     def _compile(self) -> CFunc:
-        compiled = CFunc(self.function, _SIGNATURE, {}, dict(_OPTIONS))
-        compiled.enable_caching()
-        files = compiled._cache._cache_file
-        files._source_stamp = (files._source_stamp, STAMP)
+        compiled = _Compiled(self.function, _SIGNATURE, {}, dict(_OPTIONS))
+        compiled._cache = disk_cache(self.function)
         compiled.compile()
         return compiled
 
@@ -299,7 +312,6 @@ def set_num_threads(count: int) -> None:
         if _current is not None and _current.threads != count:
             _current.stop()
             _current = None
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
 def _pool() -> _Pool:

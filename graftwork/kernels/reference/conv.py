@@ -10,19 +10,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ._epilogue import add_bias_and_activate
+from ._epilogue import finish
 
 Pair = tuple[int, int]
 
 
-def conv2d(x, w, b=None, *, out, stride: Pair, padding, dilation: Pair, groups: int, activation=None) -> None:
-    """out[n, y, x, o] = activation(sum over taps and channels of x * w + b[o])."""
+def conv2d(x, w, b=None, r=None, *, out, stride: Pair, padding, dilation: Pair, groups: int, activation=None) -> None:
+    """out[n, y, x, o] = activation(sum over taps and channels of x * w + b[o] + r)."""
     out[...] = 0
     padded = np.pad(x, ((0, 0), *padding, (0, 0)))
     for tap, window in _taps(w.shape, out.shape, stride, dilation):
         for cin, cout in _group_channels(w.shape, groups):
             out[..., cout] += padded[window][..., cin] @ w[tap][:, cout]
-    add_bias_and_activate(out, b, activation)
+    finish(out, b, r, activation)
 
 
 def conv2d_input_grad(g, w, *, out, input_shape, stride: Pair, padding, dilation: Pair, groups: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...errors import RangeError
+
 
 def _check_range(idx: np.ndarray, low: int, high: int) -> None:
     for value in idx.reshape(-1):
@@ -52,3 +54,15 @@ def slice_scatter(g: np.ndarray, *, out: np.ndarray, shape: tuple, index: tuple)
 def contiguous(x: np.ndarray, *, out: np.ndarray) -> None:
     """x in row-major order, whatever its layout."""
     out[...] = x
+
+
+def check_range(values: np.ndarray, low: int, high: int, what: str, limit: str) -> None:
+    """RangeError unless all are at least `low` and below `high`: "{what} run from ... to ..., but {limit}"."""
+    if values.size and (values.min() < low or values.max() >= high):
+        raise RangeError(f"{what} run from {values.min()} to {values.max()}, but {limit} ({low} to {high - 1})")
+
+
+def in_range(idx: np.ndarray, *, out: np.ndarray, low: int, high: int, what: str, limit: str) -> None:
+    """A copy of `idx`, which is what `check_range` asks for."""
+    check_range(idx, low, high, what, limit)
+    out[...] = idx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._epilogue import add_bias_and_activate
+from ._epilogue import finish
 
 
 def matmul(a: np.ndarray, b: np.ndarray, *, out: np.ndarray) -> None:
@@ -12,7 +12,7 @@ def matmul(a: np.ndarray, b: np.ndarray, *, out: np.ndarray) -> None:
     out[...] = np.matmul(a, b)
 
 
-def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, out: np.ndarray, activation=None) -> None:
-    """out[..., o] = activation(sum_i x[..., i] * w[i, o] + b[o])."""
+def linear(x: np.ndarray, w: np.ndarray, b=None, r=None, *, out: np.ndarray, activation=None) -> None:
+    """out[..., o] = activation(sum_i x[..., i] * w[i, o] + b[o] + r[..., o])."""
     out[...] = np.matmul(x, w) if x.ndim > 1 else np.matmul(x[None], w)[0]
-    add_bias_and_activate(out, b, activation)
+    finish(out, b, r, activation)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import WeightsError
+from ..autograd import mark_set, mark_written, mode
+from ..listing import Row, listing
 from ..tensor import FLOATS, Tensor, tensor
 
 
@@ -36,6 +38,8 @@ class Module:
         self.training = True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if mode.trace is not None:
+            mode.trace.assigns(self, name)
         table = {Parameter: "_parameters"}.get(type(value)) or ("_modules" if isinstance(value, Module) else None)
         if table is not None:
             if "_modules" not in self.__dict__:
@@ -44,21 +48,25 @@ class Module:
                 other.pop(name, None)
             self.__dict__[table][name] = value
         object.__setattr__(self, name, value)
+        mark_set()
 
     def __delattr__(self, name: str) -> None:
         for table in (self._parameters, self._buffers, self._modules):
             table.pop(name, None)
         object.__delattr__(self, name)
+        mark_set()
 
     def register_buffer(self, name: str, value: Tensor) -> None:
         """A tensor that belongs to the module's state but is not trained (running statistics)."""
         self._buffers[name] = value
         object.__setattr__(self, name, value)
+        mark_set()
 
     def add_module(self, name: str, module: Module) -> None:
         """A sub-module under a name that need not be an identifier."""
         self._modules[name] = module
         object.__setattr__(self, name, module)
+        mark_set()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -121,19 +129,17 @@ class Module:
         Raises WeightsError listing what is missing, unexpected (both only if `strict`) or of another shape.
         """
         own = dict([*self.named_parameters(), *self.named_buffers()])
-        problems = []
-        if strict:
-            problems += [f"missing     {name} {own[name].shape}" for name in own if name not in state]
-            problems += [f"unexpected  {name} {np.shape(state[name])}" for name in state if name not in own]
-        problems += [
-            f"mismatched  {name}: expected {own[name].shape}, found {np.shape(value)}"
-            for name, value in state.items()
-            if name in own and np.shape(value) != own[name].shape
+        shapes = {name: np.shape(value) for name, value in state.items()}
+        rows = [
+            Row("mismatched", name, own[name].shape, shape)
+            for name, shape in shapes.items()
+            if name in own and shape != own[name].shape
         ]
-        if problems:
-            shown = "\n  ".join(problems[:40])
-            more = f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else ""
-            raise WeightsError(f"this state does not fit {type(self).__name__}; nothing was loaded:\n  {shown}{more}")
+        if strict:
+            rows += [Row("missing", name, own[name].shape) for name in own if name not in state]
+            rows += [Row("unexpected", name, None, shape) for name, shape in shapes.items() if name not in own]
+        if rows:
+            raise WeightsError(f"this state does not fit {type(self).__name__}; nothing was loaded:\n{listing(rows)}")
         for name, value in state.items():
             if name in own:
                 assign(own[name], value)
@@ -157,7 +163,7 @@ class Module:
 
     def _set_frozen(self, frozen: bool) -> Module:
         for module in self.modules():
-            module.__dict__["_frozen"] = frozen
+            module._frozen = frozen
             if frozen:
                 module.training = False
         for p in self.parameters():
@@ -175,12 +181,14 @@ class Module:
         for value in [*self.parameters(), *(b for _, b in self.named_buffers())]:
             if value.dtype in FLOATS:
                 value.data = value.data.astype(dtype)
+                mark_written(value)
         return self
 
     def to(self, device: str) -> Module:
         """Move all parameters and buffers to a device, in place."""
         for value in [*self.parameters(), *(b for _, b in self.named_buffers())]:
             value.data = value.detach().to(device).data
+            mark_written(value)
         return self
 
     def extra_repr(self) -> str:
@@ -196,8 +204,11 @@ class Module:
 
 def assign(target: Tensor, value) -> None:
     """Write values into a tensor that others hold: same shape, converted to its dtype and device."""
+    if mode.trace is not None:
+        mode.trace.refuse("values are assigned to a tensor, which would happen once and never again; do it outside")
     source = tensor(np.asarray(value, target.dtype), device=target.device).data
     target.data[...] = source
+    mark_written(target)
 
 
 class Sequential(Module):
@@ -215,6 +226,9 @@ class Sequential(Module):
 
     def __len__(self) -> int:
         return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
 
     def __getitem__(self, index: int) -> Module:
         return list(self._modules.values())[index]

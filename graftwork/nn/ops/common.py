@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import DTypeError, ShapeError
+from ...kernels.reference.index import check_range
+from ..autograd import mode
 from ..tensor import FLOATS, Tensor
 
 BOOL = np.dtype(bool)
@@ -44,6 +46,16 @@ def require_shape(name: str, what: str, array, shape: Sequence[int]) -> None:
 def require_integers(name: str, what: str, array) -> None:
     if array.dtype.kind not in "iu":
         raise DTypeError(f"{name}: {what} has dtype {array.dtype}, expected integers; use x.astype('int64')")
+
+
+def require_range(index: Tensor, low: int, high: int, what: str, limit: str) -> None:
+    """All values of an integer tensor at least `low` and below `high`, or RangeError. A capture leaves it to its replays.
+
+    The message reads "{what} run from ... to ..., but {limit}"."""
+    if mode.trace is not None:
+        mode.trace.guard(index, low, high, what, limit)
+    elif isinstance(index.data, np.ndarray):
+        check_range(index.data, low, high, what, limit)
 
 
 def broadcast(name: str, *shapes) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from ...errors import ShapeError
 from ..op import Op, Sample
 from ..tensor import Tensor
 from .common import normal, normal_padding, pair, require_floats, require_nhwc, require_shape, window_output  # fmt: skip
-from .matmul import ACTIVATIONS, check_activation
+from .matmul import activation_grad, check_activation
 from .reduce import sum as reduce_sum
 
 
@@ -26,15 +26,18 @@ def _check_weight(name, channels, w, groups):
         )
 
 
-def _infer(x, w, b=None, *, stride, padding, dilation, groups, activation=None):
+def _infer(x, w, b=None, r=None, *, stride, padding, dilation, groups, activation=None):
     require_nhwc("conv2d", x)
-    require_floats("conv2d", x, w, *(() if b is None else (b,)))
+    require_floats("conv2d", *[a for a in (x, w, b, r) if a is not None])
     _check_weight("conv2d", x.shape[3], w, groups)
     if b is not None:
         require_shape("conv2d", "the bias", b, (w.shape[3],))
     check_activation("conv2d", activation)
     size = window_output("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
-    return (x.shape[0], *size, w.shape[3]), x.dtype
+    shape = (x.shape[0], *size, w.shape[3])
+    if r is not None:
+        require_shape("conv2d", "the residual", r, shape)
+    return shape, x.dtype
 
 
 def _cost(x, w, *rest, **attrs):
@@ -42,15 +45,15 @@ def _cost(x, w, *rest, **attrs):
     return 2 * math.prod(out) * math.prod(w.shape[:3])
 
 
-def _vjp(g, y, x, w, b=None, *, activation=None, **geometry):
-    if activation:
-        g = ACTIVATIONS[activation](g, y)
+def _vjp(g, y, x, w, b=None, r=None, *, activation=None, **geometry):
+    g = activation_grad("conv2d", activation, g, y)
     grads = (
         lambda: INPUT_GRAD(g, w, input_shape=tuple(x.shape), **geometry),
         lambda: WEIGHT_GRAD(x, g, kernel_shape=tuple(w.shape[:2]), **geometry),
         lambda: reduce_sum(g, axis=(0, 1, 2)),
+        g,
     )
-    return grads if b is not None else grads[:2]
+    return grads[: 4 if r is not None else 3 if b is not None else 2]
 
 
 def _input_grad_infer(g, w, *, input_shape, stride, padding, dilation, groups):
@@ -112,6 +115,8 @@ def _conv_samples(rng, xs, ws, gs, geometry):
     if xs[0] == 1:
         yield Sample((x, w), {**geometry, "activation": None})
         yield Sample((x, w, b), {**geometry, "activation": "relu"}, False)
+        for activation in (None, "sigmoid", "hard_sigmoid", "tanh"):
+            yield Sample((x, w, b, normal(rng, *gs)), {**geometry, "activation": activation})
 
 
 def _input_grad_samples(rng, xs, ws, gs, geometry):

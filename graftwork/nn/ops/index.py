@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ...errors import ConfigError, DTypeError, ShapeError
+from ..autograd import mode
 from ..op import Op, Sample
 from ..tensor import Tensor, as_dtype
 from .common import normal, normal_axis, require_integers, require_same_dtype, require_shape
@@ -58,7 +59,10 @@ def gather(x: Tensor, index: Tensor, axis: int = 0) -> Tensor:
 
     Shape x.shape[:axis] + index.shape + x.shape[axis + 1:]. Raises IndexError for a position out of range.
     """
-    return GATHER(x, index, axis=normal_axis("gather", axis, x.ndim))
+    axis = normal_axis("gather", axis, x.ndim)
+    if mode.trace is not None:  # the eager kernel looks for itself
+        mode.trace.guard(index, -x.shape[axis], x.shape[axis], "gather: positions", f"the axis has {x.shape[axis]} entries")
+    return GATHER(x, index, axis=axis)
 
 
 def embedding(table: Tensor, index: Tensor) -> Tensor:
@@ -81,6 +85,15 @@ def one_hot(index: Tensor, depth: int, dtype="float32") -> Tensor:
     if depth < 1:
         raise ConfigError(f"one_hot: depth={depth}, expected at least 1")
     return ONE_HOT(index, depth=int(depth), dtype=as_dtype(dtype).name)
+
+
+def _in_range_samples(rng):
+    limits = {"low": -4, "high": 4, "what": "positions", "limit": "the axis has 4 entries"}
+    yield Sample((rng.integers(-4, 4, (2, 3)),), limits, False)
+
+
+IN_RANGE = Op("in_range", infer=lambda idx, **limits: (idx.shape, idx.dtype), cost=_copies, samples=_in_range_samples,
+              doc="The same integers once they have been checked: graphs compute what eager functions look at.")  # fmt: skip
 
 
 # -- slices written back -------------------------------------------------------------------------------------------

@@ -69,9 +69,12 @@ def _train_vjp(g, out, x, gamma, beta, epsilon):
     """The statistics are outputs too; in training nothing differentiates them, so their part costs nothing then."""
     gy, g_mean, g_var = g
     _, mean, var = out
+    if gy is None:
+        gy = x * 0.0
     dx, dgamma, dbeta = BATCH_NORM_GRAD(gy, x, gamma, mean, var, epsilon=epsilon)
-    if np.any(g_mean.numpy()) or np.any(g_var.numpy()) or g_mean.requires_grad or g_var.requires_grad:
-        dx = dx + (g_mean + (x - mean) * g_var * 2.0) * (1.0 / _count(x))
+    for extra in (g_mean, None if g_var is None else (x - mean) * g_var * 2.0):
+        if extra is not None:
+            dx = dx + extra * (1.0 / _count(x))
     return dx, dgamma, dbeta
 
 
@@ -154,11 +157,14 @@ def _layer_infer(x, gamma, beta, epsilon):
 def _layer_vjp(g, out, x, gamma, beta, epsilon):
     gy, g_mean, g_rstd = g
     _, mean, rstd = out
+    if gy is None:
+        gy = x * 0.0
     dx, dgamma, dbeta = LAYER_NORM_GRAD(gy, x, gamma, mean, rstd)
-    if np.any(g_mean.numpy()) or np.any(g_rstd.numpy()) or g_mean.requires_grad or g_rstd.requires_grad:
-        centred = x - expand_dims(mean, mean.ndim)
-        slope = expand_dims(g_rstd * rstd * rstd * rstd, mean.ndim) * centred
-        dx = dx + (expand_dims(g_mean, mean.ndim) - slope) * (1.0 / x.shape[-1])
+    if g_mean is not None:
+        dx = dx + expand_dims(g_mean, mean.ndim) * (1.0 / x.shape[-1])
+    if g_rstd is not None:
+        slope = expand_dims(g_rstd * rstd * rstd * rstd, mean.ndim) * (x - expand_dims(mean, mean.ndim))
+        dx = dx - slope * (1.0 / x.shape[-1])
     return dx, dgamma, dbeta
 
 

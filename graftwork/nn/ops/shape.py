@@ -140,7 +140,7 @@ SLICE = Op(
     infer=_slice_infer,
     vjp=_slice_vjp,
     keeps_inputs=False,
-    view=lambda x, index: x[index],
+    view=lambda x, index: x[(*index, ...)],  # the dots: an array even where every index is an integer
     cost=_zero,
     samples=lambda rng: (
         Sample((normal(rng, 4, 5),), {"index": i})

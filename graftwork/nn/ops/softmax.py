@@ -9,7 +9,7 @@ import numpy as np
 from ...errors import ConfigError, ShapeError
 from ..op import Op, Sample
 from ..tensor import Tensor
-from .common import normal, normal_axis, require_floats, require_integers, require_same_dtype, require_shape
+from .common import normal, normal_axis, require_floats, require_integers, require_range, require_same_dtype, require_shape
 from .elementwise import exp, multiply
 from .index import one_hot
 from .reduce import mean as reduce_mean
@@ -127,13 +127,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, 
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ConfigError(f"cross_entropy: label_smoothing={label_smoothing}, expected at least 0 and below 1")
-    if labels.size and isinstance(labels.data, np.ndarray) and labels.dtype.kind in "iu":
-        low, high = int(labels.data.min()), int(labels.data.max())
-        if low < 0 or high >= logits.shape[-1]:
-            raise ShapeError(
-                f"cross_entropy: labels run from {low} to {high}, but the logits have {logits.shape[-1]} classes "
-                f"(0 to {logits.shape[-1] - 1})"
-            )
+    if labels.dtype.kind in "iu":
+        require_range(labels, 0, logits.shape[-1], "cross_entropy: labels", f"the logits have {logits.shape[-1]} classes")
     return reduced(CROSS_ENTROPY(logits, labels, label_smoothing=float(label_smoothing)), reduction)
 
 

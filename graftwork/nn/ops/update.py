@@ -41,6 +41,10 @@ SGD_UPDATE = Op("sgd_update", infer=_infer("sgd_update"), writes=(0, 2), cost=_c
 ADAM_UPDATE = Op("adam_update", infer=_infer("adam_update"), writes=(0, 2, 3), cost=_cost, samples=_adam_samples,
                  doc="Adam step (Kingma and Ba 2014; decoupled: Loshchilov and Hutter 2017): param, m, v written. "
                      "Inputs: param, grad, m, v, step (0-d, counted from 1), learning rate (0-d).")  # fmt: skip
+INCREMENT = Op(
+    "increment", infer=lambda counter: None, writes=(0,), cost=lambda counter: 1,
+    samples=lambda rng: iter([Sample((np.asarray(3.0),), {}, False)]), doc="counter += 1, in place.",
+)  # fmt: skip
 MOVING_AVERAGE = Op(
     "moving_average", infer=_infer("moving_average"), writes=(0,), cost=_cost,
     samples=lambda rng: iter([Sample((normal(rng, 5), normal(rng, 5)), {"momentum": 0.9}, False)]),

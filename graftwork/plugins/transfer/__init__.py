@@ -5,6 +5,9 @@ The first plugin; it comes in through the same hooks as anyone's and is a refere
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+from ...errors import MissingDependency
 from ..hookspecs import hookimpl
 
 __all__ = ["FeatureExtractor", "ImageClassifier", "cluster", "fine_tune", "register_commands", "similar"]
@@ -22,6 +25,12 @@ def __getattr__(name: str):
     import importlib
 
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def require_scikit_learn() -> None:
+    """MissingDependency, in a sentence, where scikit-learn is not installed. Ask before long work, not after it."""
+    if find_spec("sklearn") is None:
+        raise MissingDependency("this needs scikit-learn, which is not installed: pip install 'graftwork[transfer]'")
 
 
 @hookimpl

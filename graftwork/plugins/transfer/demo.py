@@ -13,6 +13,7 @@ from ...nn.files import require_writable
 from ...nn.rng import manual_seed
 from ...nn.tensor import Tensor
 from ...zoo import create
+from . import require_scikit_learn
 from .classifier import logistic_regression
 from .features import FeatureExtractor
 from .finetune import fine_tune
@@ -32,6 +33,7 @@ def run(output: str | Path = "demo-report.html", draws: int = 5) -> dict[str, li
 
     if draws < 1:
         raise ConfigError(f"draws={draws}; expected at least 1")
+    require_scikit_learn()
     output, console, start = require_writable(output), Console(), time.perf_counter()
     pixels, labels = load_digits()
     model = create("glyphnet", weights="glyphs", include_top=False)

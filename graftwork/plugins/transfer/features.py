@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...nn import Module, no_grad
+from ...errors import DataError, ModelError
+from ...nn import Module, compile, no_grad
 from ...zoo import images
 
 BATCH = 32
@@ -20,18 +21,24 @@ BATCH = 32
 class FeatureExtractor:
     """Images (paths, Pillow images or uint8 arrays) to deep features (images, values) by a zoo model's trunk.
 
-    A scikit-learn transformer: `fit` learns nothing, `transform` extracts. Decoding runs in threads, ahead of the network.
-    progress: a bar on the terminal.
+    A scikit-learn transformer: `fit` learns nothing, `transform` extracts. Decoding runs in threads, ahead of the network,
+    which is compiled to a static graph.
+    progress: a bar on the terminal. Raises ModelError for a model without `features`.
     """
 
     def __init__(self, model: Module, pooling: str = "avg", batch_size: int = BATCH, progress: bool = False):
+        if not hasattr(model, "features") or not hasattr(model, "normalise"):
+            raise ModelError(f"{type(model).__name__} has no deep features; expected an image model of the zoo")
         self.model, self.pooling, self.batch_size, self.progress = model, pooling, batch_size, progress
+        self._static = compile(model.features)
 
     def fit(self, pictures: Any = None, labels: Any = None) -> FeatureExtractor:
         return self
 
     def transform(self, pictures: Sequence[Any]) -> np.ndarray:
-        """float32 features, one row an image, in the order given. Raises DataError for an unreadable image."""
+        """float32 features, one row an image, in the order given. Raises DataError for none, or an unreadable one."""
+        if len(pictures) == 0:
+            raise DataError("no images given; deep features need at least one")
         height, width, channels = self.model.input_shape
         starts = range(0, len(pictures), self.batch_size)
         self.model.eval()
@@ -47,7 +54,7 @@ class FeatureExtractor:
                 pixels = ahead.pop(0).result()
                 if waiting:
                     ahead.append(pool.submit(decode, waiting.pop(0)))
-                rows.append(self.model.features(self.model.normalise(pixels), self.pooling).numpy())
+                rows.append(self._static(self.model.normalise(pixels), self.pooling).numpy())
         return np.concatenate(rows)
 
     def fit_transform(self, pictures: Sequence[Any], labels: Any = None) -> np.ndarray:

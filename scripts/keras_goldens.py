@@ -1,0 +1,158 @@
+"""Golden outputs of Keras's own networks for tests/zoo/test_applications.py, and a check of files in both directions.
+
+    pip install keras jax && python scripts/keras_goldens.py          # writes tests/zoo/goldens/applications.{json,npz}
+    python scripts/keras_goldens.py --check                           # Keras and Graftwork read each other's .h5 files
+
+Every weight is filled by the formula of tests/zoo/filling.py, so the goldens hold outputs and names only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "zoo")]
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import filling  # noqa: E402 - the paths above lead to it
+
+GOLDENS = ROOT / "tests" / "zoo" / "goldens" / "applications"
+CLASSES = 20
+FEATURES = 64  # of the pooled features, these many are kept
+# name in the zoo -> name in keras.applications, size of the pictures, options
+MODELS = {
+    "vgg16": ("VGG16", (64, 64), {}),
+    "vgg19": ("VGG19", (32, 64), {}),
+    "resnet50": ("ResNet50", (64, 64), {}),
+    "resnet101": ("ResNet101", (64, 64), {}),
+    "resnet152": ("ResNet152", (64, 64), {}),
+    "resnet50_v2": ("ResNet50V2", (64, 64), {}),
+    "resnet101_v2": ("ResNet101V2", (64, 64), {}),
+    "resnet152_v2": ("ResNet152V2", (64, 64), {}),
+    "mobilenet_v2": ("MobileNetV2", (96, 96), {}),
+    "mobilenet_v2 alpha=0.35, odd sizes": ("MobileNetV2", (65, 77), {"alpha": 0.35}),
+    "mobilenet_v2 alpha=1.4": ("MobileNetV2", (64, 64), {"alpha": 1.4}),
+}
+
+
+def build(name: str):
+    """Keras's network with formula weights, giving logits and the pooled features before them."""
+    import keras
+
+    kind, size, options = MODELS[name]
+    model = getattr(keras.applications, kind)(
+        weights=None, input_shape=(*size, 3), classes=CLASSES, classifier_activation=None, **options
+    )
+    for layer in model.layers:
+        if layer.weights:
+            layer.set_weights([filling.values(layer.name, tensor_name(v), tuple(v.shape)) for v in layer.weights])
+    return model
+
+
+def tensor_name(variable) -> str:
+    """Keras 3 calls a depthwise kernel "kernel"; its files and Keras 2 say which it is."""
+    return "depthwise_kernel" if "depthwise" in variable.path and variable.name == "kernel" else variable.name
+
+
+def features(model, x: np.ndarray) -> np.ndarray:
+    """Average over positions of the last feature map."""
+    import keras
+
+    last = next(layer for layer in reversed(model.layers) if len(layer.output.shape) == 4)
+    return np.asarray(keras.Model(model.input, last.output)(x, training=False)).mean((1, 2))
+
+
+def listing(model) -> dict[str, list]:
+    """Layer name -> [[tensor name, shape], ...] of all layers with weights, sorted by name."""
+    layers = {x.name: [[tensor_name(v), list(v.shape)] for v in x.weights] for x in model.layers if x.weights}
+    return dict(sorted(layers.items()))
+
+
+def digest(layers: dict[str, list]) -> str:
+    return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
+
+
+def write() -> None:
+    import keras
+
+    arrays, facts = {}, {}
+    for name, (_, size, options) in MODELS.items():
+        model = build(name)
+        x = filling.pictures(*size)
+        logits, pooled = np.asarray(model(x, training=False)), features(model, x)
+        apart = np.abs(logits[0] - logits[1]).max() / np.abs(logits).max()
+        print(f"{name}: {model.count_params():,} parameters, largest logit {np.abs(logits).max():.3g}, {apart:.2f} apart")
+        if not apart > 0.05:
+            raise SystemExit(f"{name}: the two pictures give almost the same logits, which would test nothing")
+        arrays[f"{name}/logits"], arrays[f"{name}/features"] = logits, pooled[:, :FEATURES]
+        layers = listing(model)
+        facts[name] = {"size": size, "options": options, "layers": len(layers), "digest": digest(layers)}
+        if name in ("vgg16", "resnet50", "resnet50_v2", "mobilenet_v2"):
+            facts[name]["names"] = {layer: [tensor for tensor, _ in tensors] for layer, tensors in layers.items()}
+    np.savez_compressed(GOLDENS.with_suffix(".npz"), **arrays)
+    lines = [f"  {json.dumps(name)}: {json.dumps(fact)}" for name, fact in facts.items()]
+    head = f'  "keras": "{keras.__version__}", "classes": {CLASSES}'
+    GOLDENS.with_suffix(".json").write_text("{\n" + ",\n".join([head, *lines]) + "\n}\n")
+
+
+def check() -> None:
+    """Keras saves, we load and compare; we save, Keras loads and compares."""
+    from graftwork import zoo
+
+    for name, (_, size, options) in MODELS.items():
+        theirs, x = build(name), filling.pictures(*size)
+        expected = np.asarray(theirs(x, training=False))
+        with tempfile.TemporaryDirectory() as folder:
+            file, back = f"{folder}/keras.h5", f"{folder}/back.h5"
+            save_legacy(theirs, file)
+            ours = zoo.create(name.split()[0], weights=file, classes=CLASSES, input_shape=(*size, 3), **options)
+            error = relative(zoo_logits(ours, x), expected)
+            zoo.save_weights(ours, back)
+            for variable in theirs.variables:
+                variable.assign(np.zeros(variable.shape, np.float32))
+            load_legacy(theirs, back)
+            again = relative(np.asarray(theirs(x, training=False)), expected)
+        print(f"{name}: Keras's file in Graftwork, relative error {error:.1e}; ours in Keras {again:.1e}", flush=True)
+
+
+def save_legacy(model, path: str) -> None:
+    """Weights alone in the legacy layout, as published files are; Keras 3 still holds the writer, but its own
+    `save_weights` only makes .weights.h5."""
+    import h5py
+    from keras.src.legacy.saving import legacy_h5_format
+
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, model)
+
+
+def load_legacy(model, path: str) -> None:
+    import h5py
+    from keras.src.legacy.saving import legacy_h5_format
+
+    with h5py.File(path, "r") as file:
+        legacy_h5_format.load_weights_from_hdf5_group_by_name(file, model)
+
+
+def zoo_logits(model, x: np.ndarray) -> np.ndarray:
+    import graftwork as gw
+
+    with gw.no_grad():
+        return model(gw.tensor(x)).numpy()
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="read each other's files instead of writing goldens")
+    check() if parser.parse_args().check else write()

@@ -1,0 +1,309 @@
+"""The command: every sub-command on real digits; what is wrong is one sentence and exit status 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import graftwork as gw
+from graftwork import errors, kernels, plugins, zoo
+from graftwork.cli import main
+from graftwork.plugins import PluginWarning, hookimpl
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+def succeed(*arguments) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refuse(*arguments) -> str:
+    """The one line on the error output of a call that fails."""
+    result = run(*arguments)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("graftwork: "), result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Real handwritten digits as PNG files: train and validation, three classes."""
+    pytest.importorskip("sklearn")
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data, root = load_digits(), tmp_path_factory.mktemp("digits")
+    for label in (0, 3, 6):
+        for i, place in enumerate(np.flatnonzero(data.target == label)[:20]):
+            folder = root / ("train" if i < 12 else "validation") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.round(data.images[place] * (255 / 16)).astype(np.uint8)).save(folder / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(digits, tmp_path_factory):
+    """A classifier that the command wrote, and what the command said."""
+    path = tmp_path_factory.mktemp("classifier") / "digits.h5"
+    return path, succeed("transfer", "fit", digits, "--model", "glyphnet", "-C", "0.1", "-o", path)
+
+
+# General
+
+
+def test_version_and_help():
+    assert gw.__version__ in succeed("--version")
+    text = succeed("--help")
+    for command in ("demo", "kernels", "plugins", "transfer", "zoo"):
+        assert f"\n  {command} " in text
+    for group in (("transfer",), ("zoo",), ("kernels",), ("transfer", "fit")):
+        assert "Usage:" in succeed(*group, "--help")
+
+
+def test_usage_errors_are_clicks(tmp_path):
+    assert run("nonsense").exit_code == 2
+    assert run("transfer", "fit", tmp_path).exit_code == 2  # no -o
+
+
+def test_as_a_process(tmp_path):
+    command = [sys.executable, "-m", "graftwork.cli"]
+    result = subprocess.run([*command, "zoo", "info", "resnet2"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr == f"graftwork: {_message('resnet2')}\n"
+
+
+def _message(name):
+    with pytest.raises(errors.ModelNotFound) as caught:
+        zoo.find(name)
+    return caught.value
+
+
+# zoo, kernels
+
+
+def test_zoo_list_names_every_model():
+    text = succeed("zoo", "list")
+    assert all(name in text for name in zoo.list_models())
+    assert "160,863" in text and "32x32x1" in text
+
+
+def test_zoo_info_gives_numbers_and_layers():
+    text = succeed("zoo", "info", "squeezenet1_1")
+    assert "parameters: 1,235,496" in text and "fire9" in text and "top1: 56.3" in text
+    assert "did you mean squeezenet1_1?" in refuse("zoo", "info", "squeezenet")
+
+
+def test_kernels_list_has_every_entry():
+    lines = [line for line in succeed("kernels", "list").splitlines() if line.startswith("│")]
+    assert len(lines) == len(kernels.list())
+    conv = succeed("kernels", "list", "--op", "conv2d", "--device", "cpu")
+    assert all(e.variant in conv for e in kernels.list("conv2d")) and "matmul" not in conv
+
+
+def test_kernels_list_of_nothing():
+    assert "did you mean conv2d" in refuse("kernels", "list", "--op", "conv2")
+    assert "no kernel for op 'any' on device 'tpu'" in refuse("kernels", "list", "--device", "tpu")
+
+
+# plugins
+
+
+class Extra:
+    """A plugin with a command of its own."""
+
+    @hookimpl
+    def register_commands(self, cli):
+        @cli.command("extra-command")
+        def extra():
+            print("extra")
+
+
+@pytest.fixture
+def fresh_commands(monkeypatch):
+    """The program as it is before its first start, restored afterwards."""
+    monkeypatch.setattr(main, "commands", {n: c for n, c in main.commands.items() if n != "transfer"})
+    monkeypatch.setattr(main, "complete", False)
+    monkeypatch.setattr(main, "plugin_error", None)
+
+
+def test_plugins_lists_ours():
+    text = succeed("plugins")
+    assert "transfer" in text and "graftwork" in text and "loaded" in text and "register_commands" in text
+
+
+def test_plugins_bring_commands(fresh_commands):
+    with plugins.registered(Extra(), "extra"):
+        assert succeed("extra-command") == "extra\n"
+        assert "│ extra " in succeed("plugins")
+
+
+def test_a_conflict_stops_all_but_the_listing(fresh_commands, monkeypatch):
+    def conflict(cli):
+        raise plugins.PluginConflict("command 'zoo' is registered twice")
+
+    monkeypatch.setattr("graftwork.cli.add_commands", conflict)
+    assert "command 'zoo' is registered twice" in refuse("zoo", "list")
+    assert "command 'zoo' is registered twice" in refuse("transfer", "fit")
+    assert "loaded" in succeed("plugins")
+
+
+def test_a_skipped_plugin_is_one_line_and_no_failure(fresh_commands, monkeypatch):
+    def warn(cli):
+        import warnings
+
+        warnings.warn("plugin 'x' is skipped.", PluginWarning, stacklevel=2)
+
+    monkeypatch.setattr("graftwork.cli.add_commands", warn)
+    result = run("zoo", "info", "glyphnet")
+    assert result.exit_code == 0 and result.stderr == "graftwork: plugin 'x' is skipped.\n"
+
+
+# transfer
+
+
+def test_fit_says_what_it_did(classifier):
+    path, text = classifier
+    assert path.is_file() and [p.name for p in path.parent.iterdir()] == ["digits.h5"]
+    assert "36 pictures of 3 classes, features of glyphnet" in text and "C = 0.1" in text
+    line = next(line for line in text.splitlines() if "validation accuracy" in line)
+    assert line.endswith("on 24 pictures") and float(line.split()[2]) >= 0.95
+
+
+def test_evaluate_prints_one_json_object(classifier, digits):
+    found = json.loads(succeed("transfer", "evaluate", classifier[0], digits / "validation", "--json"))
+    assert found["images"] == 24 and set(found["by_class"]) == {"0", "3", "6"}
+    assert found["accuracy"] == pytest.approx(np.mean(list(found["by_class"].values()))) and found["accuracy"] >= 0.95
+    table = succeed("transfer", "evaluate", classifier[0], digits / "validation")
+    assert f"accuracy {found['accuracy']:.4f} on 24 pictures" in table
+
+
+def test_predict_files_and_folders(classifier, digits):
+    folder, picture = digits / "validation" / "3", digits / "validation" / "6" / "15.png"
+    lines = [line.split("\t") for line in succeed("transfer", "predict", classifier[0], folder, picture).splitlines()]
+    assert [line[0] for line in lines] == [*(str(p) for p in sorted(folder.iterdir())), str(picture)]
+    assert lines[-1][1] == "6" and all(1 / 3 <= float(line[2]) <= 1 for line in lines)
+    entry = json.loads(succeed("transfer", "predict", classifier[0], picture, "--json"))
+    assert entry["class"] == "6" and sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_similar_finds_its_own_kind(digits):
+    query = digits / "train" / "0" / "03.png"
+    found = json.loads(succeed("transfer", "similar", query, digits / "train", "--model", "glyphnet", "-k", 4, "--json"))
+    assert found["query"] == str(query) and len(found["similar"]) == 4
+    assert all("/0/" in s["image"] and s["image"] != str(query) for s in found["similar"])
+    distances = [s["distance"] for s in found["similar"]]
+    assert distances == sorted(distances)
+    text = succeed("transfer", "similar", query, digits / "train", "--model", "glyphnet", "-k", 4)
+    assert [line.split("\t")[1] for line in text.splitlines() if line] == [s["image"] for s in found["similar"]]
+    everything = succeed("transfer", "similar", query, digits / "train" / "0", "--model", "glyphnet", "-k", 99)
+    assert len(everything.strip().splitlines()) == 11
+
+
+def fit_arguments(folder, output):
+    return ("transfer", "fit", folder, "--model", "glyphnet", "-o", output)
+
+
+def test_fit_refuses_folders_that_cannot_be_learned(tmp_path, digits):
+    output = tmp_path / "out" / "x.h5"
+    output.parent.mkdir()
+    (tmp_path / "empty").mkdir()
+    assert "has 0 sub-folders with images" in refuse(*fit_arguments(tmp_path / "empty", output))
+    assert "is not a folder" in refuse(*fit_arguments(tmp_path / "absent", output))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "0").symlink_to(digits / "train" / "0")
+    assert "has 1 sub-folders with images; expected at least two" in refuse(*fit_arguments(tmp_path / "one", output))
+    (tmp_path / "bad" / "b").mkdir(parents=True)
+    (tmp_path / "bad" / "0").symlink_to(digits / "train" / "0")
+    (tmp_path / "bad" / "b" / "broken.jpg").write_bytes(b"no picture")
+    assert "broken.jpg cannot be read as an image" in refuse_after_output(*fit_arguments(tmp_path / "bad", output))
+    assert list(output.parent.iterdir()) == []
+
+
+def refuse_after_output(*arguments) -> str:
+    """The last line on the error output: the progress bar has been there before it."""
+    result = run(*arguments)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_validation_pictures_of_an_unknown_class_are_noticed_before_the_work(tmp_path, digits):
+    (tmp_path / "train").symlink_to(digits / "train")
+    for name in ("0", "9"):
+        (tmp_path / "validation" / name).mkdir(parents=True)
+        (tmp_path / "validation" / name / "x.png").symlink_to(digits / "train" / "0" / "00.png")
+    assert "has classes the model never saw: 9; it knows 0, 3, 6" in refuse(*fit_arguments(tmp_path, tmp_path / "x.h5"))
+    assert not (tmp_path / "x.h5").exists()
+
+
+def test_fit_refuses_places_it_cannot_write_before_the_work(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("graftwork.plugins.transfer.features.FeatureExtractor.transform", None)  # work would fail here
+    assert "the folder" in refuse(*fit_arguments(digits, tmp_path / "no" / "x.h5"))
+    assert "it is a folder; name a file" in refuse(*fit_arguments(digits, tmp_path))
+
+    def read_only(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("graftwork.nn.files.tempfile.TemporaryFile", read_only)
+    assert "Permission denied; choose another folder" in refuse(*fit_arguments(digits, tmp_path / "x.h5"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, digits, monkeypatch):
+    import h5py
+
+    output = tmp_path / "x.h5"
+    output.write_bytes(b"old")
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(h5py.Group, "create_dataset", interrupt)
+    result = run(*fit_arguments(digits / "train", output), "-C", "0.1")
+    assert result.exit_code == 1
+    assert output.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x.h5"]
+
+
+def test_models_and_weights_that_are_unknown(tmp_path, digits):
+    fit = ("transfer", "fit", digits, "-o", tmp_path / "x.h5", "--model")
+    assert "did you mean glyphnet?" in refuse(*fit, "glifnet")
+    assert "no weights named 'imagenet'; named ones: 'glyphs'" in refuse(*fit, "glyphnet", "--weights", "imagenet")
+    assert "no weights for resnet20 ship with the package" in refuse(*fit, "resnet20")
+    assert "no weights file at" in refuse(*fit, "glyphnet", "--weights", tmp_path / "no.h5")
+    (tmp_path / "short.h5").write_bytes(zoo.registry._weights_path(zoo.find("glyphnet"), "glyphs").read_bytes()[:9000])
+    assert "damaged or truncated" in refuse(*fit, "glyphnet", "--weights", tmp_path / "short.h5")
+    assert "expected a positive number" in refuse(*fit, "glyphnet", "-C", "-1")
+    assert not (tmp_path / "x.h5").exists()
+
+
+def test_predict_evaluate_and_similar_refuse(tmp_path, classifier, digits):
+    picture = digits / "train" / "0" / "00.png"
+    assert "no file at" in refuse("transfer", "predict", tmp_path / "none.h5", picture)
+    (tmp_path / "short.h5").write_bytes(classifier[0].read_bytes()[:5000])
+    assert "damaged or truncated" in refuse("transfer", "predict", tmp_path / "short.h5", picture)
+    assert "no image at" in refuse("transfer", "predict", classifier[0], tmp_path / "none.png")
+    (tmp_path / "empty").mkdir()
+    assert "no images below" in refuse("transfer", "predict", classifier[0], tmp_path / "empty")
+    assert "0 sub-folders" in refuse("transfer", "evaluate", classifier[0], tmp_path / "empty", "--json")
+    similar = ("transfer", "similar", picture)
+    assert "no weights for squeezenet1_1" in refuse(*similar, digits)
+    assert "expected at least 1" in refuse(*similar, digits, "--model", "glyphnet", "-k", 0)
+    assert "no images below" in refuse(*similar, tmp_path / "empty", "--model", "glyphnet")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "a.png").symlink_to(picture)
+    assert "holds no picture but 00.png itself" in refuse(*similar, tmp_path / "self", "--model", "glyphnet")
+
+
+def test_without_scikit_learn(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("graftwork.plugins.transfer.find_spec", lambda name: None)
+    for arguments in (fit_arguments(digits, tmp_path / "x.h5"), ("demo", "-o", tmp_path / "x.html")):
+        assert "pip install 'graftwork[transfer]'" in refuse(*arguments)

@@ -1,0 +1,50 @@
+"""Weights by formula: the same values wherever a model is built, so that only outputs need to be kept.
+
+Plain NumPy, since `scripts/keras_goldens.py` uses it in a process with Keras and the tests use it without.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+
+SEED = 1
+
+
+def noise(name: str, shape: tuple[int, ...], seed: int = SEED) -> np.ndarray:
+    """float32 in [-1, 1) that depend on name, position and seed: a counter through an integer hash, exact everywhere."""
+    start = zlib.crc32(f"{name}/{seed}".encode())
+    x = np.arange(math.prod(shape), dtype=np.uint32)
+    x += np.uint32(start)  # uint32 arrays wrap around
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):  # the finaliser of MurmurHash3
+        x ^= x >> np.uint32(shift)
+        x *= np.uint32(factor)
+    return (x.astype(np.float64) / 2**31 - 1.0).astype(np.float32).reshape(shape)
+
+
+def values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What a tensor in Keras's shape is filled with.
+
+    Kernels keep the size of a rectified signal (He et al. 2015), gammas below 1 keep sums over many blocks small, variances are
+    positive, and shifts are small beside the signal.
+    """
+    u = noise(f"{layer}/{tensor}", shape)
+    if tensor == "depthwise_kernel":
+        return u * np.float32(math.sqrt(6 / math.prod(shape[:2])))
+    if tensor == "kernel":
+        return u * np.float32(math.sqrt(6 / math.prod(shape[:-1])))
+    if tensor == "gamma":
+        return np.float32(0.8) + np.float32(0.1) * u
+    if tensor == "moving_variance":
+        return np.float32(1.0) + np.float32(0.5) * u
+    return np.float32(0.1) * u
+
+
+def pictures(height: int, width: int) -> np.ndarray:
+    """Two preprocessed "pictures" (2, height, width, 3) that a network without training tells apart."""
+    x = 2 * noise("pictures", (2, height, width, 3))
+    x[0] += np.array([1, -1, 0.5], np.float32)
+    x[1] = x[1] * np.linspace(0, 1, width, dtype=np.float32)[:, None] - np.array([1, -0.5, -1], np.float32)
+    return x

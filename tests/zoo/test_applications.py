@@ -1,0 +1,154 @@
+"""VGG, ResNet and MobileNetV2 against Keras's own networks: names, shapes, numbers of parameters, outputs.
+
+Both sides fill every weight by the formula in filling.py; `scripts/keras_goldens.py` wrote Keras's outputs and names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import filling
+import numpy as np
+import pytest
+
+import graftwork as gw
+from graftwork import errors, zoo
+from graftwork.nn.modules.module import assign
+from graftwork.zoo.weights import layer_slots
+
+GOLDENS = Path(__file__).parent / "goldens" / "applications"
+FACTS = json.loads(GOLDENS.with_suffix(".json").read_text())
+CLASSES = FACTS.pop("classes")
+FACTS.pop("keras")
+NAMED = [name for name, fact in FACTS.items() if "names" in fact]
+PUBLISHED = {
+    "vgg16": 138_357_544, "vgg19": 143_667_240, "resnet50": 25_636_712, "resnet101": 44_707_176, "resnet152": 60_419_944,
+    "resnet50_v2": 25_613_800, "resnet101_v2": 44_675_560, "resnet152_v2": 60_380_648, "mobilenet_v2": 3_538_984,
+}  # fmt: skip
+# Both sides sum in float32 and in different orders, and that noise grows with depth. Measured: at most 3e-6.
+SHALLOW, DEEP = 1e-5, 1e-4
+TOLERANCE = {name: SHALLOW if name.startswith("vgg") else DEEP for name in FACTS}
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    with np.load(GOLDENS.with_suffix(".npz")) as file:
+        return dict(file)
+
+
+def create(name: str, **more):
+    """The golden's network: `name` begins with the zoo's name and goes on in prose."""
+    fact = FACTS[name]
+    return zoo.create(name.split()[0], classes=CLASSES, input_shape=(*fact["size"], 3), **fact["options"], **more)
+
+
+def shapes(model) -> dict[str, list]:
+    return {layer: [[s.name, list(s.shape)] for s in slots] for layer, slots in layer_slots(model).items()}
+
+
+def fill(model) -> None:
+    for layer, slots in layer_slots(model).items():
+        for slot in slots:
+            assign(slot.tensor, filling.values(layer, slot.name, slot.shape).reshape(slot.tensor.shape))
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_names_and_outputs_are_those_of_keras(name, outputs):
+    model, size = create(name), FACTS[name]["size"]
+    found = shapes(model)
+    assert len(found) == FACTS[name]["layers"]
+    assert hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest() == FACTS[name]["digest"]
+    fill(model)
+    x = gw.tensor(filling.pictures(*size))
+    with gw.no_grad():
+        logits, features = model(x).numpy(), model.features(x).numpy()
+    for kind, values in (("logits", logits), ("features", features)):
+        expected = outputs[f"{name}/{kind}"]
+        error = np.abs(values[:, : expected.shape[1]] - expected).max() / np.abs(expected).max()
+        assert error < TOLERANCE[name], f"{kind} differ by {error:.1e} of the largest"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_layers_and_tensors_one_by_one(name):
+    """What the digests above cover, in the form that says which name is wrong."""
+    found = {layer: [tensor for tensor, _ in tensors] for layer, tensors in shapes(create(name)).items()}
+    assert found == FACTS[name]["names"]
+
+
+@pytest.mark.parametrize(("name", "momentum", "epsilon"), [
+    ("resnet50", 0.99, 1.001e-5), ("resnet50_v2", 0.99, 1.001e-5), ("mobilenet_v2", 0.999, 1e-3),
+])  # fmt: skip
+def test_batch_norm_as_keras_sets_it(name, momentum, epsilon):
+    """Inference does not show momentum, and hardly the third digit of epsilon."""
+    found = {(m.momentum, m.epsilon) for m in create(name).modules() if isinstance(m, gw.nn.BatchNorm)}
+    assert found == {(momentum, epsilon)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_numbers_of_parameters(name):
+    """Keras counts moving statistics too. Only VGG's dense layers see the size of images, so the others are built small."""
+    model = zoo.create(name) if name.startswith("vgg") else zoo.create(name, input_shape=(32, 32, 3))
+    count = sum(math.prod(slot.shape) for slots in layer_slots(model).values() for slot in slots)
+    assert count == PUBLISHED[name] == zoo.find(name).info["parameters"]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "resnet50_v2", "mobilenet_v2"])
+def test_without_the_top(name, tmp_path, rng):
+    """The trunk takes a file with a top, and images of other sizes; pooling gives one vector an image."""
+    whole, path = create(name), tmp_path / "whole.h5"
+    fill(whole)
+    zoo.save_weights(whole, path)
+    x = gw.tensor(rng.random((1, 64, 64, 3), np.float32))
+    features = whole.features(x, pooling=None).numpy()
+    for pooling, expected in ((None, features), ("avg", features.mean((1, 2))), ("max", features.max((1, 2)))):
+        trunk = zoo.create(name, weights=path, include_top=False, pooling=pooling)
+        # one network, one input: only the order of sums in the mean differs
+        np.testing.assert_allclose(trunk(x).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "first", "last"), [(0.35, 16, 1280), (0.5, 16, 1280), (0.75, 24, 1280), (1.3, 40, 1664)])
+def test_width_of_mobilenet(alpha, first, last):
+    model = zoo.create("mobilenet_v2", alpha=alpha, classes=3)
+    assert model.Conv1.weight.shape == (3, 3, 3, first)
+    assert model.predictions.weight.shape == (last, 3)
+    assert f"imagenet_{alpha}" in zoo.find("mobilenet_v2").weights
+
+
+def test_options_of_other_models_are_refused():
+    with pytest.raises(errors.ModelError, match=r"resnet50 has no option 'alpha'; its own options: none beside"):
+        zoo.create("resnet50", alpha=0.5)
+    with pytest.raises(errors.ModelError, match="mobilenet_v2 has no option 'aplha'; its own options: alpha"):
+        zoo.create("mobilenet_v2", aplha=0.5)
+    with pytest.raises(errors.ConfigError, match="alpha=0"):
+        zoo.create("mobilenet_v2", alpha=0)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "resnet50_v2", "mobilenet_v2"])
+def test_images_that_are_too_small(name):
+    with pytest.raises(errors.ShapeError, match="at least 32"):
+        zoo.create(name, input_shape=(31, 64, 3))
+
+
+def test_every_published_file_has_its_facts():
+    for name in PUBLISHED:
+        entry = zoo.find(name)
+        assert entry.info["licence"] and entry.info["top1"] < entry.info["top5"]
+        assert {"imagenet", "imagenet_notop"} <= set(entry.weights)
+        assert all(url.startswith("https://") and url.endswith(".h5") for url in entry.weights.values())
+        sums = entry.info.get("md5", {})  # none are published for MobileNetV2
+        assert all(len(bytes.fromhex(value)) == 16 for value in sums.values())
+        assert set(sums) == (set() if name == "mobilenet_v2" else {"imagenet", "imagenet_notop"})
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [
+    ("vgg16", -123.68, 151.061), ("resnet50", -123.68, 151.061), ("resnet50_v2", -1, 1), ("mobilenet_v2", -1, 1),
+])  # fmt: skip
+def test_preprocessing(name, low, high):
+    """Ranges as published: "caffe" subtracts means, "tf" is -1 to 1."""
+    model = zoo.create(name, include_top=False)
+    black, white = np.zeros((1, 224, 224, 3), np.uint8), np.full((1, 224, 224, 3), 255, np.uint8)
+    assert model.normalise(black).numpy().min() == pytest.approx(low)
+    assert model.normalise(white).numpy().max() == pytest.approx(high)
