@@ -189,7 +189,10 @@ def test_the_same_tensor_twice(x):
     assert not np.allclose(one, twice)
 
 
-@pytest.mark.parametrize("value", [object(), np.zeros(3), collections.OrderedDict(), {1, 2}, iter([1]), lambda: 0], ids=lambda value: type(value).__name__)
+OBJECTS = [object(), np.zeros(3), collections.OrderedDict(), {1, 2}, iter([1]), lambda: 0]
+
+
+@pytest.mark.parametrize("value", OBJECTS, ids=lambda value: type(value).__name__)
 def test_arguments_of_other_kinds_are_refused(value, x):
     with pytest.raises(errors.CaptureError, match="an argument is a"):
         gw.compile(lambda x, value: x * 2.0)(x, value)
@@ -667,9 +670,13 @@ def restored():
     """Globals of this file as they were, afterwards."""
     names = ("RATE", "TABLE", "WEIGHT", "ARRAY", "ACT", "CONFIG", "SLOTTED")
     saved = {name: copy.deepcopy(globals()[name]) if name != "ACT" else ACT for name in names}
-    yield lambda: globals().update({k: copy.deepcopy(v) if k != "ACT" else v for k, v in saved.items()}) or setattr(
-        Settings, "rate", 1.0
-    ) or globals().pop("APPEARS", None)
+    yield (
+        lambda: (
+            globals().update({k: copy.deepcopy(v) if k != "ACT" else v for k, v in saved.items()})
+            or setattr(Settings, "rate", 1.0)
+            or globals().pop("APPEARS", None)
+        )
+    )
     globals().update(saved)
     Settings.rate = 1.0
     globals().pop("APPEARS", None)
@@ -2145,7 +2152,9 @@ def test_other_devices_are_refused():
         device = "cuda:0"
 
     far = gw.Tensor.__new__(gw.Tensor)
-    far.data, far.edge, far.written = types.SimpleNamespace(
-        shape=(2,), dtype=np.dtype("float32"), device="cuda:0", ndim=1, size=2, base=None
-    ), None, 0
+    far.data, far.edge, far.written = (
+        types.SimpleNamespace(shape=(2,), dtype=np.dtype("float32"), device="cuda:0", ndim=1, size=2, base=None),
+        None,
+        0,
+    )
     refuses(lambda x: x * 2.0, far, match="'cuda:0'; graphs run on the CPU", line=False)

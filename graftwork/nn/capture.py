@@ -269,6 +269,7 @@ class Trace:
             if alone or (fresh and id(memory(array)) in self.watched):
                 del graph.states[value]
                 graph.constants[value] = array if alone else array.copy()
+                value.name = graph.fresh("constant") if value is not probe else value.name
         del graph.constants[probe]
 
     def _refuse_shared_memory(self, writers: dict[Value, Node]) -> None:

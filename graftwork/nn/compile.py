@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 import time
 import types
@@ -27,6 +28,7 @@ from .capture import Captured, Result, Same, Trace, capture, refuse
 from .graph import Graph, Outgrown, Value
 from .modules.module import Module
 from .optim import Optimizer
+from .profiling import report_runs
 from .reach import PLAIN, Reach, frozen
 from .tensor import Tensor
 
@@ -167,7 +169,10 @@ def executable(graph: Graph) -> Executable:
     """The graph, optimised and planned. (Numba loads with the first one, not with `import graftwork`.)"""
     from .lower import Executable
 
-    return Executable(passes.optimise(graph))
+    made = Executable(passes.optimise(graph))
+    if os.environ.get("GRAFTWORK_DEBUG") == "2":
+        report_runs(made)
+    return made
 
 
 class Entry:

@@ -179,7 +179,8 @@ class Reach:
         for path, part in root.named_modules():
             self._seen[id(part)] = part
             self._follow(type(part).__name__, type(part))
-            for key, value in part.__dict__.items():
+            ours = _package(type(part)) == "graftwork"  # whose forward passes read fixed attributes only
+            for key, value in () if ours else part.__dict__.items():
                 if key in ("_parameters", "_buffers", "_modules") or isinstance(value, (Module, Tensor, *PLAIN)):
                     continue  # `settings` sees to those
                 where = ".".join(filter(None, (name, path, key)))
