@@ -10,7 +10,7 @@ from __future__ import annotations
 import linecache
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,58 +86,14 @@ class Node:
         file, number = self.line
         return f"{os.path.basename(file)}:{number}  {linecache.getline(file, number).strip()}"
 
-    def call(self, attrs: Mapping[str, Any] | None = None) -> str:
-        """The op call as Python would write it, with all attributes that are not None, or with those given."""
-        shown = self.attrs if attrs is None else attrs
-        if "program" in shown:  # a chain: what it computes, rather than how it is stored
-            return _nested([v.name for v in self.inputs], shown["program"])
-        return f"{self.op.name}({_arguments([v.name for v in self.inputs], shown)})"
-
-    @property
-    def notable(self) -> dict[str, Any]:
-        """The attributes for a reader: without those that change nothing, and a number where all of a pair are the same."""
-        shown = {k: v for k, v in self.attrs.items() if k not in _NEUTRAL or v != _NEUTRAL[k]}
-        return {k: _one_for_all(v) if k in ("stride", "dilation", "padding", "window") else v for k, v in shown.items()}
-
-    def text(self) -> str:
-        """The node for a reader."""
-        call = self.call(self.notable)
+    def __repr__(self) -> str:
+        attrs = [f"{k}={_short(repr(v))}" for k, v in self.attrs.items() if v is not None]
+        call = f"{self.op.name}({', '.join([v.name for v in self.inputs] + attrs)})"
         return f"{', '.join(v.name for v in self.outputs)} = {call}" if self.outputs else call
 
-    def __repr__(self) -> str:
-        return f"{', '.join(v.name for v in self.outputs)} = {self.call()}" if self.outputs else self.call()
 
-
-_NEUTRAL = {"stride": (1, 1), "dilation": (1, 1), "padding": ((0, 0), (0, 0)), "groups": 1, "keepdims": False}
-
-
-def _arguments(names: Sequence[str], attrs: Mapping[str, Any]) -> str:
-    return ", ".join([*names, *(f"{k}={_short(repr(v))}" for k, v in attrs.items() if v is not None)])
-
-
-def _nested(names: list[str], program: Sequence[tuple]) -> str:
-    """A chain's steps as one nested expression; with names of their own where a step is read twice."""
-    read = [operand for _, operands, _ in program for operand in operands]
-    texts: list[str] = list(names)
-    named: list[str] = []
-    for name, operands, attrs in program:
-        text = f"{name}({_arguments([texts[o] for o in operands], dict(attrs))})"
-        if read.count(len(texts)) > 1:
-            named.append(f"t{len(named)} = {text}")
-            text = f"t{len(named) - 1}"
-        texts.append(text)
-    return "; ".join([*named, texts[-1]])
-
-
-def _one_for_all(value: Any) -> Any:
-    """3 for (3, 3) and for ((3, 3), (3, 3)), as the functions take it."""
-    if isinstance(value, tuple) and value and all(v == value[0] for v in value):
-        return _one_for_all(value[0])
-    return value
-
-
-def _short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Graph:
@@ -253,33 +209,12 @@ class Graph:
         if missing:
             raise GraphError(f"outputs that nothing computes: {', '.join(missing)}")
 
-    # -- printing ----------------------------------------------------------------------------------------------------
-    def lines(self) -> Iterator[tuple[str, str, str, str]]:
-        """(assigned to, expression, shapes, user's line) for the text."""
-        for value in self.states:
-            yield value.name, "state()", value.spec, ""
-        for value, array in self.constants.items():
-            yield value.name, _short(repr(array.item())) if array.size == 1 else "constant()", value.spec, ""
-        for node in self.nodes:
-            shapes = ", ".join(v.spec for v in node.outputs)
-            yield ", ".join(v.name for v in node.outputs), node.call(node.notable), shapes, _short(node.source(), 76)
-
+    # -- for people --------------------------------------------------------------------------------------------------
     def __str__(self) -> str:
-        """Python-like text: a line for each state, constant and node, with shapes and the user's line. Attributes that change
-        nothing (a stride of 1, no padding, None) are left out, and equal pairs are one number."""
-        rows = list(self.lines())
-        left = min(max((len(name) for name, *_ in rows), default=0), 32)
-        body = [(f"    {name:<{left}} = {text}" if name else f"    {text}", *rest) for name, text, *rest in rows]
-        head = f"def {self.name}({', '.join(v.name for v in self.inputs)}):", ", ".join(v.spec for v in self.inputs), ""
-        last = f"    return {', '.join(v.name for v in self.outputs)}", "", ""
-        table = [head, *body, last]
-        wide = min(max(len(row[0]) for row in table), 112)
-        specs = min(max(len(row[1]) for row in table), 40)
-        marks = ["  # " if spec or source else "" for _, spec, source in table]
-        return "\n".join(
-            f"{text:<{wide}}{mark}{spec:<{specs}}  {source}".rstrip()
-            for mark, (text, spec, source) in zip(marks, table, strict=True)
-        )
+        """Python-like text (`graph_text`): a line for each state, constant and node, with shapes and the user's line."""
+        from .graph_text import text
+
+        return text(self)
 
     def html(self, path: str | os.PathLike | None = None, times: Mapping[Node, float] | None = None) -> str:
         """The graph as one self-contained page (`graph_page.page`); written to `path` if given. times: nanoseconds a node."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from .files import atomic_path
 from .graph import Graph, Node, Value
 from .graph_style import FAMILIES, SCRIPT, STYLE
+from .graph_text import notable
 from .profiling import kernel_of
 
 WIDE, HIGH, ACROSS, DOWN = 236, 78, 30, 46  # pixels: of a card, and between cards
@@ -186,7 +187,7 @@ class _Page:
         if spent is not None:
             inside += f'<rect class=share width="{max((WIDE - 6) * spent.share, 1):.1f}" x=6 y={HIGH - 4} height=4 />'
             inside += f"<text class=time x={WIDE - 10} y=19>{_duration(spent.nanoseconds)}</text>"
-        settings = ", ".join(f"{k}={v}" for k, v in node.notable.items() if _is_small(k, v))
+        settings = ", ".join(f"{k}={v}" for k, v in notable(node).items() if _is_small(k, v))
         detail = "  ".join(filter(None, (self._kernel(node), settings)))
         inside += f"<text class=op x=16 y=20>{_escape(_cut(_title(node), 21 if spent else 28))}</text>"
         inside += f"<text class=shape x=16 y=37>{_escape(_cut(_shapes(node), 34))}</text>"

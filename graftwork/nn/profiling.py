@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .graph import Node
+from .graph_text import statement
 
 if TYPE_CHECKING:
     from .lower import Executable
@@ -78,8 +79,8 @@ def describe(executable: Executable) -> dict[str, Any]:
         "outputs": [{"name": v.name, "shape": list(v.shape), "dtype": str(v.dtype)} for v in graph.outputs],
         "nodes": [
             {
-                "op": n.op.name, "text": n.text(), "inputs": [v.name for v in n.inputs], "outputs": [v.name for v in n.outputs],
-                "output": _output(n), "kernel": kernel_of(n, kernels.get(n)), "flops": n.flops, "bytes": n.bytes_moved,
+                "op": n.op.name, "text": statement(n), "inputs": [v.name for v in n.inputs],
+                "outputs": [v.name for v in n.outputs], "output": _output(n), "kernel": kernel_of(n, kernels.get(n)), "flops": n.flops, "bytes": n.bytes_moved,
                 "line": n.source(),
             }
             for n in graph.nodes

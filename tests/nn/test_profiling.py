@@ -7,7 +7,7 @@ import graftwork as gw
 from graftwork import nn
 from graftwork.kernels.cpu import peak
 from graftwork.nn import functional as F
-from graftwork.nn import profiling
+from graftwork.nn import graph_text, profiling
 from graftwork.nn.graph import Graph
 from graftwork.nn.op import OPS
 
@@ -116,7 +116,7 @@ def test_chains_print_as_what_they_compute():
         graph = gw.compile(f).graph(X)
     (chain,) = graph.nodes
     assert chain.op.name == "chain"
-    assert chain.call() == "t0 = multiply(exp(x), constant); add(sigmoid(t0), t0)"
+    assert graph_text.call(chain) == "t0 = multiply(exp(x), constant); add(sigmoid(t0), t0)"
 
 
 def test_names_are_numbered_in_order_and_never_twice():
