@@ -36,9 +36,16 @@ def test_python_examples_run(folder, capsys):
     images, labels = rng.random((12, 32, 32, 3)).astype(np.float32), np.arange(12) % 10
     names.update(images=images, labels=labels, checks=[(names["gw"].tensor(images), names["gw"].tensor(labels))])
     names["model"] = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GlobalAvgPool2d(), nn.Linear(4, 10))
-    for block in PYTHON[1:]:
-        exec(block, names)
+    exec(PYTHON[1], names)
     assert names["trainer"].epoch == 10 and (folder / "run.h5").is_file()
+    names["x"] = names["gw"].tensor(images)
+    names["model"].eval()
+    exec(PYTHON[2], names)
+    assert "conv2d" in capsys.readouterr().out and (folder / "graph.html").is_file()
+    target = names["gw"].tensor(labels)
+    losses = [names["step"](names["x"], target).item() for _ in range(3)]
+    assert losses[2] < losses[0]
+    assert len(PYTHON) == 3, "a new example needs its line here"
 
 
 def test_commands_exist():
@@ -47,7 +54,7 @@ def test_commands_exist():
     main.main(["--version"], standalone_mode=False)  # plugins' commands have joined
     called = re.findall(r"^graftwork ([a-z ]+?)(?: [^a-z\n].*| \w+[./].*|)$", TEXT, re.MULTILINE)
     called += re.findall(r"`graftwork ([a-z]+(?: [a-z]+)?)[ `]", TEXT)
-    assert len(called) >= 7
+    assert len(called) >= 6
     for words in called:
         command: click.Command = main
         for word in words.split():

@@ -164,7 +164,7 @@ class UnaryOp(Op):
     """An elementwise op of one input. Small float32 arrays on the CPU go straight to a NumPy ufunc, which saves the shape
     rule, the look-up and the allocation: half the time of a tiny op. Everything else takes the common path."""
 
-    def __init__(self, name: str, ufunc: np.ufunc | None = None, **declaration: Any):
+    def __init__(self, name: str, ufunc: Callable[..., Any] | None = None, **declaration: Any):
         super().__init__(name, **declaration)
         self.ufunc = ufunc
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -191,7 +192,8 @@ relu6_grad = _gradient_op("relu6_grad", "g where 0 < y < 6, else 0.")
 leaky_relu_grad = _gradient_op("leaky_relu_grad", "g where y > 0, else alpha * g.", alpha=0.2)
 op_by_name = {op.name: op for op in (relu_grad, relu6_grad, leaky_relu_grad)}
 
-relu = _unary("relu", lambda g, y, x: (relu_grad(g, y),), "max(x, 0)", keeps_output=True, keeps_inputs=False)
+relu = _unary("relu", lambda g, y, x: (relu_grad(g, y),), "max(x, 0)", keeps_output=True, keeps_inputs=False,
+              ufunc=partial(np.maximum, 0.0))  # fmt: skip
 relu6 = _unary("relu6", lambda g, y, x: (relu6_grad(g, y),), "min(max(x, 0), 6)", keeps_output=True, keeps_inputs=False)
 
 LEAKY_RELU = Op(
