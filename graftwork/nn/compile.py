@@ -119,10 +119,9 @@ class Compiled:
     def _entry(self, structure: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> tuple[Any, Entry]:
         if self._looked != Changes.settings:
             self._look()
-        grad = mode.grad
-        signature = tuple([(t.data.shape, t.data.dtype, t.device, grad and t.edge is not None) for t in tensors])
+        signature = tuple([(t.data.shape, t.data.dtype, t.device, t.edge is not None) for t in tensors])
         repeats = () if len(tensors) < 2 else tuple(_repeats(tensors))
-        asked = structure, signature, repeats, grad
+        asked = structure, signature, repeats, mode.grad
         key = *asked, self._current, self._reach.values()
         entry = self._entries.get(key)
         return (key, entry) if entry is not None else self._new_entry(asked, tensors, args, kwargs)
