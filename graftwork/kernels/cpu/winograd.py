@@ -154,27 +154,27 @@ def _write(a, transform, m, products, bias, number, first):
     pixel = (image * height + top) * width + left
     for c in range(first, min(first + PANEL, cout), LANES):
         lanes = min(cout - c, LANES)
-        pm, pb, to, pr = offset(products, c - first), offset(bias, c - first), offset(y, pixel * pitch + c), zeros
-        if rows == m and columns == m and lanes == LANES:
-            r_row, r_pixel = 0, 0
-            if a[_R] != 0:
-                pr, r_row, r_pixel = offset(r, pixel * cout + c), width * cout, cout
-            transform(pm, pb, pr, r_row, r_pixel, to, width * pitch, pitch, low, high)
-            if code != 0:
-                _activate(to, width * pitch, pitch, m, m, code)
-            continue
-        r_row, r_pixel = 0, 0
-        if a[_R] != 0:
-            source = offset(r, pixel * cout + c)
-            _fill_patch(other, source, width * cout, cout, m, m, top, left, height, width, lanes)
-            pr, r_row, r_pixel = other, m * LANES, LANES
-        transform(pm, pb, pr, r_row, r_pixel, patch, m * LANES, LANES, low, high)
+        to, t_row, t_pixel = offset(y, pixel * pitch + c), width * pitch, pitch
+        added, r_row, r_pixel = offset(r, pixel * cout + c), width * cout, cout
+        whole = rows == m and columns == m and lanes == LANES
+        target = to if whole else patch
+        if not whole:
+            t_row, t_pixel = m * LANES, LANES
+        if a[_R] == 0:
+            added, r_row, r_pixel = zeros, 0, 0
+        elif not whole:
+            _fill_patch(other, added, r_row, r_pixel, m, m, top, left, height, width, lanes)
+            added, r_row, r_pixel = other, m * LANES, LANES
+        transform(
+            offset(products, c - first), offset(bias, c - first), added, r_row, r_pixel, target, t_row, t_pixel, low, high
+        )
         if code != 0:
-            _activate(patch, m * LANES, LANES, m, m, code)
-        for i in range(rows):
-            for j in range(columns):
-                for k in range(lanes):
-                    to[(i * width + j) * pitch + k] = patch[(i * m + j) * LANES + k]
+            _activate(target, t_row, t_pixel, m, m, code)
+        if not whole:
+            for i in range(rows):
+                for j in range(columns):
+                    for k in range(lanes):
+                        to[(i * width + j) * pitch + k] = patch[(i * m + j) * LANES + k]
 
 
 @register_jitable
@@ -210,26 +210,21 @@ def _run(a, part, read, write, m):
             last = min(vectors, vector + end - i)
             _read(a, read, m, atomic.f32(a, _V), first + row, row, vector * LANES, last * LANES)
             i += last - vector
-    elif phase == _PANELS:
-        products, groups = offset(atomic.f32(a, _M), part * a[_MSIZE]), (count + step - 1) // step
-        while True:
-            unit = atomic.add(a[_COUNTER], 1)
-            if unit >= panels * groups:
-                break
-            row = unit % groups * step
-            size = min(step, count - row)
-            _panel(a, write, m, atomic.f32(a, _V), products, unit // groups, first + row, row, size)
     else:
-        v, products = offset(atomic.f32(a, _V), part * a[_VSIZE]), offset(atomic.f32(a, _M), part * a[_MSIZE])
+        own = phase == _TILES  # V of each thread's own
+        groups = (count + step - 1) // step
+        v, products = offset(atomic.f32(a, _V), part * a[_VSIZE] if own else 0), offset(atomic.f32(a, _M), part * a[_MSIZE])
         while True:
-            start = atomic.add(a[_COUNTER], 1) * step
-            if start >= count:
+            unit = atomic.add(a[_COUNTER], 1)  # a block of tiles, or a panel and a block
+            panel, block = unit // groups, unit % groups
+            if panel >= (1 if own else panels):
                 break
-            size = min(step, count - start)
-            for i in range(size):
-                _read(a, read, m, v, start + i, i, 0, channels)
-            for panel in range(panels):
-                _panel(a, write, m, v, products, panel, start, 0, size)
+            row, size = block * step, min(step, count - block * step)
+            if own:
+                for i in range(size):
+                    _read(a, read, m, v, first + row + i, i, 0, channels)
+            for p in range(panel, panels if own else panel + 1):
+                _panel(a, write, m, v, products, p, first + row, 0 if own else row, size)
 
 
 @runtime.task
