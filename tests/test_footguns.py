@@ -400,7 +400,7 @@ def test_a_view_of_a_weight_follows_the_weight(x):
     def scenario(wrap):
         weight = gw.tensor(np.arange(6, dtype=np.float32).reshape(3, 2))
         tied = weight.T
-        g = wrap(lambda x: (x @ weight) @ F.exp(tied * 0.1))
+        g = wrap(lambda x: x * F.exp(tied * 0.1))  # the weight itself is not in the graph
         first = plain(g(x))
         nn.modules.module.assign(weight, weight.numpy() + 1.0)
         return first, g(x)
