@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 import warnings
@@ -178,6 +179,133 @@ def kernels_list(op: str | None, device: str | None) -> None:
     for entry in found:
         table.add_row(entry.op, entry.device, entry.variant, ", ".join(entry.dtypes or ("any",)))
     Console().print(table)
+
+
+def _replayable(name: str, batch: int, weights: str | None) -> tuple[Any, list]:
+    """A zoo network in inference as an executable, and images of random numbers for it."""
+    import numpy as np
+
+    from . import compile, no_grad, tensor
+    from . import zoo as models
+
+    model = models.create(name, weights=weights)
+    shape = getattr(model, "input_shape", None)
+    if shape is None:
+        raise ConfigError(f"{name} does not say what its input is; give it an input_shape of (height, width, channels)")
+    x = np.random.default_rng(0).random((batch, *shape), np.float32)
+    with no_grad():
+        return compile(model).executable(tensor(x)), [x]
+
+
+def _console() -> Any:
+    """As wide as the terminal; wide enough for a line a node where the output goes to a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=200)
+
+
+_MODEL = click.argument("model")
+_BATCH = click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images at once.")
+_WEIGHTS = click.option("--weights", default=None, help="A published name or an HDF5 file; random weights by default.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@main.command()
+@_MODEL
+@_BATCH
+@_WEIGHTS
+@click.option("--html", default=None, type=click.Path(), help="Draw the graph, with times and memory, into this file.")
+@click.option("--text", is_flag=True, help="The whole graph as text, with weights and what is computed ahead.")
+@_JSON
+def graph(model: str, batch: int, weights: str | None, html: str | None, text: bool, as_json: bool) -> None:
+    """The optimised graph of a network of the zoo: a line a node, and the memory plan."""
+    from .nn import profiling
+    from .nn.files import require_writable
+
+    if html is not None:
+        require_writable(html)
+    executable, inputs = _replayable(model, batch, weights)
+    found = profiling.describe(executable)
+    if html is not None:
+        from .nn.graph_page import page
+
+        page(executable, html, {row.node: row.nanoseconds for row in profiling.profile(executable, inputs, 5)})
+    if as_json:
+        click.echo(json.dumps({"model": model, "batch": batch, **found}))
+        return
+    if text:
+        click.echo(str(executable.graph))
+    else:
+        _print_graph(executable, found)
+    memory = found["memory"]
+    click.echo(
+        f"{len(found['nodes'])} ops a call, {found['ahead_ops']} computed ahead; {found['states']} weights and state tensors "
+        f"of {memory['state']:,} bytes, computed ahead {memory['ahead']:,}\n"
+        f"arena {memory['arena']:,} bytes, {memory['arena_over_bound']:.3f} of the lower bound {memory['lower_bound']:,}; "
+        f"inputs {memory['inputs']:,}, outputs {memory['outputs']:,}"
+    )
+    if html is not None:
+        click.echo(f"wrote {html}")
+
+
+def _print_graph(executable: Any, found: dict) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("node", no_wrap=True, overflow="ellipsis")
+    for title, style in (("output", "cyan"), ("kernel", "green")):
+        table.add_column(title, no_wrap=True, style=style, min_width=max((len(n[title]) for n in found["nodes"]), default=0))
+    table.add_column("line", no_wrap=True, overflow="ellipsis", style="dim", max_width=60)
+    for node in found["nodes"]:
+        table.add_row(*(Text(node[column]) for column in ("text", "output", "kernel", "line")))
+    console = _console()
+    signature = ", ".join(f"{v.name}: {v.spec}" for v in executable.graph.inputs)
+    console.print(Text(f"{executable.graph.name}({signature})", "bold"))
+    console.print(table)
+
+
+@main.command()
+@_MODEL
+@_BATCH
+@_WEIGHTS
+@click.option("--repeat", default=20, show_default=True, type=click.IntRange(min=1), help="Replays to take medians of.")
+@_JSON
+def profile(model: str, batch: int, weights: str | None, repeat: int, as_json: bool) -> None:
+    """Where the time of a network of the zoo goes: a line a kernel, the total, and the machine's roofline."""
+    from .nn import profiling
+
+    executable, inputs = _replayable(model, batch, weights)
+    found = profiling.summary(profiling.profile(executable, inputs, repeat))
+    if as_json:
+        click.echo(json.dumps({"model": model, "batch": batch, "repeat": repeat, **found}))
+    else:
+        _print_profile(found)
+
+
+def _print_profile(found: dict) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title, style in (("op", ""), ("kernel", "green"), ("output", "cyan")):
+        table.add_column(title, no_wrap=True, style=style)
+    for title in ("us", "GFLOP/s", "GB/s", "share", "of roof"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("line", no_wrap=True, overflow="ellipsis", style="dim")
+    for k in found["kernels"]:
+        numbers = [f"{k[name]:.1f}" for name in ("us", "gflops", "gbytes")] + [f"{k['share']:.1%}", f"{k['roofline']:.0%}"]
+        table.add_row(k["op"], Text(k["kernel"]), Text(k["output"]), *numbers, Text(k["line"]))
+    _console().print(table)
+    peak = found["peak"]
+    click.echo(
+        f"total {found['us'] / 1e3:.3f} ms in {len(found['kernels'])} kernels: {found['gflop']:.2f} GFLOP, "
+        f"{found['gflops']:.1f} GFLOP/s\n"
+        f"roof {found['ideal_us'] / 1e3:.3f} ms at {peak['gflops']:.0f} GFLOP/s and {peak['gbytes']:.1f} GB/s, measured now: "
+        f"{found['roofline']:.0%} of it is reached (over 100% is possible: Winograd's convolutions compute less than is "
+        "counted, and caches are faster than memory)"
+    )
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ class Trace:
         value = self.graph.add_input(name, tensor.shape, tensor.dtype)
         stand_in = Tensor(Symbol(value, self, tensor.device))
         self.arguments[value] = tensor, stand_in
-        if mode.grad and tensor.requires_grad:
+        if tensor.requires_grad:
             stand_in.edge = Leaf()
             self.owners[id(stand_in.edge)] = value
         return stand_in
@@ -269,6 +269,7 @@ class Trace:
             if alone or (fresh and id(memory(array)) in self.watched):
                 del graph.states[value]
                 graph.constants[value] = array if alone else array.copy()
+                value.name = graph.fresh("constant") if value is not probe else value.name
         del graph.constants[probe]
 
     def _refuse_shared_memory(self, writers: dict[Value, Node]) -> None:
@@ -425,7 +426,7 @@ def _take_outputs(trace: Trace, captured: Captured, leaves: list, line: Any) -> 
         if place is not None:
             captured.gradients.append((place, None if leaf.grad is None else returned(leaf.grad), key not in trace.grads_set))
     captured.clear = [place for place in map(trace.owners.get, trace.grads_read) if place is not None]
-    if mode.grad and len(computed) > len(captured.used_up):
+    if len(computed) > len(captured.used_up):
         _trace_backward(trace, captured, {i: t for i, t in computed.items() if i not in captured.used_up})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 import time
 import types
@@ -27,6 +28,7 @@ from .capture import Captured, Result, Same, Trace, capture, refuse
 from .graph import Graph, Outgrown, Value
 from .modules.module import Module
 from .optim import Optimizer
+from .profiling import report_runs
 from .reach import PLAIN, Reach, frozen
 from .tensor import Tensor
 
@@ -117,10 +119,9 @@ class Compiled:
     def _entry(self, structure: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> tuple[Any, Entry]:
         if self._looked != Changes.settings:
             self._look()
-        grad = mode.grad
-        signature = tuple([(t.data.shape, t.data.dtype, t.device, grad and t.edge is not None) for t in tensors])
+        signature = tuple([(t.data.shape, t.data.dtype, t.device, t.edge is not None) for t in tensors])
         repeats = () if len(tensors) < 2 else tuple(_repeats(tensors))
-        asked = structure, signature, repeats, grad
+        asked = structure, signature, repeats, mode.grad
         key = *asked, self._current, self._reach.values()
         entry = self._entries.get(key)
         return (key, entry) if entry is not None else self._new_entry(asked, tensors, args, kwargs)
@@ -167,7 +168,10 @@ def executable(graph: Graph) -> Executable:
     """The graph, optimised and planned. (Numba loads with the first one, not with `import graftwork`.)"""
     from .lower import Executable
 
-    return Executable(passes.optimise(graph))
+    made = Executable(passes.optimise(graph))
+    if os.environ.get("GRAFTWORK_DEBUG") == "2":
+        report_runs(made)
+    return made
 
 
 class Entry:

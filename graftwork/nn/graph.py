@@ -10,7 +10,7 @@ from __future__ import annotations
 import linecache
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,13 +87,12 @@ class Node:
         return f"{os.path.basename(file)}:{number}  {linecache.getline(file, number).strip()}"
 
     def __repr__(self) -> str:
-        attrs = [f"{k}={_short(v)}" for k, v in self.attrs.items() if v is not None]
+        attrs = [f"{k}={_short(repr(v))}" for k, v in self.attrs.items() if v is not None]
         call = f"{self.op.name}({', '.join([v.name for v in self.inputs] + attrs)})"
         return f"{', '.join(v.name for v in self.outputs)} = {call}" if self.outputs else call
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -114,8 +113,13 @@ class Graph:
     # -- building ----------------------------------------------------------------------------------------------------
     def fresh(self, stem: str) -> str:
         """A name that no value has yet."""
-        self._names[stem] = count = self._names.get(stem, 0) + 1
-        return stem if count == 1 and not stem[-1:].isdigit() else f"{stem}_{count}"
+        name, count = stem, self._names.get(stem, 0)
+        while name in self._names:
+            count += 1
+            name = f"{stem}_{count}"
+        self._names[stem] = max(count, 1)
+        self._names.setdefault(name, 1)
+        return name
 
     def add_input(self, name: str, shape, dtype) -> Value:
         self.inputs.append(value := Value(self.fresh(name), shape, dtype))
@@ -142,6 +146,13 @@ class Graph:
     def append(self, op: Op, inputs: Sequence[Value], attrs: Mapping[str, Any], line=None) -> Node:
         self.nodes.append(node := self.make(op, inputs, attrs, line))
         return node
+
+    def renumber(self) -> None:
+        """Name what nodes compute after their ops, in order."""
+        self._names = {v.name: 1 for v in (*self.inputs, *self.states, *self.constants)}
+        for node in self.nodes:
+            for value in node.outputs:
+                value.name = self.fresh(node.op.name)
 
     # -- looking -----------------------------------------------------------------------------------------------------
     def consumers(self) -> dict[Value, list[Node]]:
@@ -198,27 +209,15 @@ class Graph:
         if missing:
             raise GraphError(f"outputs that nothing computes: {', '.join(missing)}")
 
-    # -- printing ----------------------------------------------------------------------------------------------------
-    def lines(self) -> Iterator[tuple[str, str, str]]:
-        """(statement, shapes, user's line) for the text."""
-        yield f"def {self.name}({', '.join(v.name for v in self.inputs)}):", ", ".join(v.spec for v in self.inputs), ""
-        for value in self.states:
-            yield f"    {value.name} = state()", value.spec, ""
-        for value, array in self.constants.items():
-            yield f"    {value.name} = {_short(array.item()) if array.size == 1 else 'constant()'}", value.spec, ""
-        for node in self.nodes:
-            yield f"    {node}", ", ".join(v.spec for v in node.outputs), node.source()
-        yield f"    return {', '.join(v.name for v in self.outputs)}", "", ""
-
+    # -- for people --------------------------------------------------------------------------------------------------
     def __str__(self) -> str:
-        rows = list(self.lines())
-        return "\n".join(
-            f"{statement:<70}{'  # ' if spec or source else ''}{spec}{'   ' if source else ''}{source}".rstrip()
-            for statement, spec, source in rows
-        )
+        """Python-like text (`graph_text`): a line for each state, constant and node, with shapes and the user's line."""
+        from .graph_text import text
+
+        return text(self)
 
     def html(self, path: str | os.PathLike | None = None, times: Mapping[Node, float] | None = None) -> str:
-        """The graph as one self-contained page (`graph_page`); written to `path` if given."""
+        """The graph as one self-contained page (`graph_page.page`); written to `path` if given. times: nanoseconds a node."""
         from .graph_page import page
 
         return page(self, path, times)

@@ -76,6 +76,7 @@ class Executable:
         self.generation = 0
         self.steps = self._plan(body)
         self.outputs = self._outputs()
+        self.needed = self._needed()
         self.buffers = self._buffers()
         self.arena_bytes = arrange(list(self.buffers.values()) + [s.workspace for s in self.steps if s.workspace])
         self.tensor_bound, self.bound = lower_bound(list(self.buffers.values()), [s.workspace for s in self.steps])
@@ -184,6 +185,11 @@ class Executable:
         bases = [self.place(v)[0] for v in self.graph.outputs]
         return [(base, base not in inside) for base in bases]
 
+    def _needed(self) -> set[Value]:
+        """What steps and outputs read. The rest of what is computed ahead, such as weights that were packed, is dropped."""
+        read = [s.packed.get(i, v) for s in self.steps for i, v in enumerate(s.node.inputs)] + self.graph.outputs
+        return {*read, *(self.place(v)[0] for v in read)}
+
     def _buffers(self) -> dict[Value, Buffer]:
         """One buffer for every value that needs memory in the arena, with the steps at which it is first and last needed."""
         outside = {*self.graph.inputs, *self.graph.states, *self.graph.constants, *self.packs,
@@ -222,6 +228,12 @@ class Executable:
             if whole and last[source] == at and source.nbytes == value.nbytes and buffers[source].last == at:
                 return buffers[source]
         return None
+
+    @property
+    def ahead_bytes(self) -> int:
+        """What is kept of the results that are computed ahead: folded and packed weights."""
+        made = [*self.packs, *(v for n in self.ahead_nodes for v in n.outputs)]
+        return sum(v.nbytes for v in made if v in self.needed)
 
     # -- running -----------------------------------------------------------------------------------------------------
     def run(self, inputs: Sequence[np.ndarray], times: dict[Node, int] | None = None) -> list[np.ndarray]:
@@ -281,7 +293,7 @@ class Executable:
             target = aligned_empty(pack.spec.nbytes).view(pack.spec.dtype).reshape(pack.spec.shape)
             runtime.run(pack.bind(np.ascontiguousarray(arrays[source]), target))
             arrays[value] = target
-        self.arrays = arrays
+        self.arrays = {v: a for v, a in arrays.items() if v in self.needed}
 
 
 class Instance:

@@ -12,6 +12,7 @@ import collections
 import dis
 import functools
 import inspect
+import os
 import sys
 import types
 import zlib
@@ -78,8 +79,8 @@ class Reach:
         self._spaces: list[tuple[str, Any]] = []  # what has attributes: instances, classes, Python modules
         self._tensors: list[tuple[str, Tensor]] = []
         self._generators: list[tuple[str, Any]] = []
-        if isinstance(target, types.FunctionType):
-            self._function(target)  # even one of ours
+        if isinstance(target, types.FunctionType) and self._foreign(target):
+            self._function(target)  # asked for, even if it is not the user's
         self._follow("", target)
         for value in arguments:
             self._follow("", value)
@@ -179,7 +180,8 @@ class Reach:
         for path, part in root.named_modules():
             self._seen[id(part)] = part
             self._follow(type(part).__name__, type(part))
-            for key, value in part.__dict__.items():
+            ours = _package(type(part)) == "graftwork"  # whose forward passes read fixed attributes only
+            for key, value in () if ours else part.__dict__.items():
                 if key in ("_parameters", "_buffers", "_modules") or isinstance(value, (Module, Tensor, *PLAIN)):
                     continue  # `settings` sees to those
                 where = ".".join(filter(None, (name, path, key)))
@@ -194,11 +196,15 @@ class Reach:
             cells.append((name, functools.partial(_contents, cell)))
         if function.__defaults__ or function.__kwdefaults__:
             cells.append((function.__name__, lambda: (function.__defaults__, function.__kwdefaults__)))
+        if function.__dict__:
+            self._spaces.append((function.__name__, function))
         space = function.__globals__
         for code in _codes(function.__code__):
             constants = [c for c in code.co_consts if isinstance(c, str) and c.isidentifier()]  # for getattr(x, "name")
             self._names.update(code.co_names, constants)
             self._all = self._all or not _DYNAMIC.isdisjoint(code.co_names)
+            if not {"environ", "getenv"}.isdisjoint(code.co_names):
+                cells.append(("os.environ", lambda: dict(os.environ)))
             for name in _globals_of(code):
                 if (id(space), name) not in self._seen and (name in space or name not in _builtins(space)):
                     self._seen[id(space), name] = space

@@ -59,6 +59,7 @@ def optimise(graph: Graph) -> Graph:
         if len(result.nodes) != before:
             result.notes.append(f"{name}: {before} -> {len(result.nodes)} nodes")
         graph = result
+    graph.renumber()
     return graph
 
 
