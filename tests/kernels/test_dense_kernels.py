@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import pytest
 
-SMALL, LARGE = (5, 7), (3, 113, 131)  # 44409 elements are above every PARALLEL_FROM
+SMALL, LARGE = (5, 7), (5, 113, 131)  # 74015 elements are above every PARALLEL_FROM
 RTOL = {"float32": 2e-6, "float64": 1e-13}
 DTYPES = ("float32", "float64")
 UNARY = [
@@ -91,7 +91,7 @@ def test_large_float64(op):
     close(got, want, RTOL["float64"])
 
 
-@pytest.mark.parametrize("size", [16, 40000])
+@pytest.mark.parametrize("size", [16, 70000])
 @pytest.mark.parametrize(
     "op",
     ["exp", "tanh", "erf", "sigmoid", "relu", "relu6",
@@ -146,7 +146,7 @@ def test_integers(op):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("size", [9, 40000])
+@pytest.mark.parametrize("size", [9, 70000])
 def test_maximum_minimum_propagate_nan(size):
     a, b = (np.resize(np.array(v, np.float32), size) for v in ([np.nan, 1, 2], [1, np.nan, 3]))
     for op, third in (("maximum", 3), ("minimum", 2)):

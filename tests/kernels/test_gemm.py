@@ -5,6 +5,7 @@ Tolerance: 2e-6 of the result's norm. A float32 sum of up to 1100 products of nu
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -183,18 +184,13 @@ def test_narrower_vectors_compute_the_same(cpu, features, lanes, tmp_path):
         "assert np.linalg.norm(out - want) < 2e-6 * np.linalg.norm(want)\n"
     )
     environment = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", code], env={**_environment(), **environment}, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
-
-
 def test_cache_sizes_are_read(tmp_path):
-    for index, kind, level, size in ((0, "Data", 1, "48K"), (1, "Instruction", 1, "64K"), (2, "Unified", 2, "2M"), (3, "?", "x", "")):
+    entries = (("Data", 1, "48K"), ("Instruction", 1, "64K"), ("Unified", 2, "2M"), ("?", "x", ""))
+    for index, (kind, level, size) in enumerate(entries):
         folder = tmp_path / f"index{index}"
         folder.mkdir()
         for name, value in (("type", kind), ("level", level), ("size", size)):

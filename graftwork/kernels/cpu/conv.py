@@ -102,7 +102,9 @@ def _by_name(variant: str, plan: Plan | None, inputs, out) -> None:
     """Run a variant that was asked for by name; ValueError where it cannot do this convolution."""
     if plan is None and out.size and all(a.size for a in inputs):
         shapes = ", ".join(str(a.shape) for a in inputs)
-        raise ValueError(f"variant {variant!r} cannot compute a convolution of {shapes} with these attributes; leave the choice out")
+        raise ValueError(
+            f"variant {variant!r} cannot compute a convolution of {shapes} with these attributes; call conv2d without a variant"
+        )
     if not _carry_out(plan, inputs, out):
         out[...] = 0
 

@@ -43,9 +43,7 @@ def plan_as(
     return winograd.plan(x, w, b, r, out=out, activation=activation, m=int(m), order=order, **geometry)
 
 
-def plan_conv2d_input_grad(
-    g: Spec, w: Spec, *, out: Spec, input_shape, stride, padding, dilation, groups: int
-) -> Plan | None:
+def plan_conv2d_input_grad(g: Spec, w: Spec, *, out: Spec, input_shape, stride, padding, dilation, groups: int) -> Plan | None:
     """The plan of the gradient in x."""
     if g.dtype != conv_gemm.FLOAT32 or 0 in g.shape or 0 in out.shape:
         return None

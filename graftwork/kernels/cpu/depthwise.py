@@ -24,7 +24,8 @@ from .simd import LANES
 from .vectors import F32, INT, Emitter, address_of, copy_vector, offset, stack
 
 ROWS, PIXELS = 2, 4  # of an output block
-ACTIVATIONS = {None: 0, "relu": 0, "relu6": 0, "silu": 1, "hard_swish": 2, "sigmoid": 3, "hard_sigmoid": 4, "tanh": 5, "gelu": 6}
+_CLAMPS = (None, "relu", "relu6")
+ACTIVATIONS = dict.fromkeys(_CLAMPS, 0) | {"silu": 1, "hard_swish": 2, "sigmoid": 3, "hard_sigmoid": 4, "tanh": 5, "gelu": 6}
 _RANGE = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 (_X, _K, _B, _R, _Y, _ZEROS, _N, _H, _W, _C, _OH, _OW, _COUT, _PITCH, _TOP, _LEFT, _SH, _SW, _DH, _DW, _KH, _KW, _KROW, _KCOL,
  _LINES, _GROUPS, _CHANNELS, _LOW, _HIGH, _CODE, _PARTS, _SUMS) = range(32)  # fmt: skip
@@ -479,7 +480,7 @@ class _Geometry:
     def block(self):
         """The task for blocks of pixels that does this convolution, or None."""
         (kh, kw), (sh, sw), channels = self.w[:2], self.stride, self.x[3]
-        regular = kh == kw and sh == sw and self.dilation == (1, 1) and self.w[3] == channels >= LANES
+        regular = kh == kw and sh == sw and self.dilation == (1, 1) and self.w[3] == self.out[3] == channels >= LANES
         return _BLOCKS.get((kh, sh)) if regular else None
 
     def words(self, arrays, pitch, *, lines=1, groups=1, channels=0, low=-math.inf, high=math.inf, code=0, parts=1, sums=None,

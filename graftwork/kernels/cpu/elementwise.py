@@ -17,8 +17,9 @@ from .copies import convert, convert_kinds
 from .jit import STAMP
 from .planning import carry_out, parts_for
 
-PARALLEL_FROM = 1 << 15  # elements
+PARALLEL_FROM = 1 << 16  # elements
 Kernel = Callable[..., None]
+_PLANNERS = {op: getattr(chain, f"plan_{op}") for op in chain.OPS}
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -80,11 +81,13 @@ class _ScalarByDtype(dict):
 _ZERO, _SIX = _ScalarByDtype(0), _ScalarByDtype(6)
 
 
-def _machine(op: str, arrays: tuple[np.ndarray, ...], out: np.ndarray, **attrs) -> bool:
-    """Run a large op on the vector machine; False, with nothing done, where that does not pay or cannot be."""
-    if out.size < PARALLEL_FROM or arrays[-1].dtype != _FLOAT32:
+def _machine(op: str, arrays: tuple[np.ndarray, ...], out: np.ndarray, gain: int = 1, **attrs) -> bool:
+    """Run a large op on the vector machine; False, with nothing done, where that does not pay or cannot be.
+
+    gain: how many times smaller an array may be than for NumPy's fastest functions."""
+    if out.size * gain < PARALLEL_FROM or arrays[-1].dtype != _FLOAT32:
         return False
-    return carry_out(getattr(chain, f"plan_{op}"), arrays, (out,), **attrs)
+    return carry_out(_PLANNERS[op], arrays, (out,), **attrs)
 
 
 # -- kernels of one input --------------------------------------------------------------------------------------------
@@ -233,7 +236,7 @@ logical_or = _binary("logical_or", np.logical_or)
 
 def where(condition: np.ndarray, a: np.ndarray, b: np.ndarray, *, out: np.ndarray) -> None:
     """a where the bool condition holds, b elsewhere; all three broadcast."""
-    if not _machine("where", (condition, a, b), out):
+    if not _machine("where", (condition, a, b), out, gain=4):
         np.copyto(out, b)
         np.copyto(out, a, where=condition)
 

@@ -10,7 +10,7 @@ import math
 
 from llvmlite import ir
 
-from .vector import Value, as_number, bits_of, fma, from_bits, llvm, narrow, select, to_float, to_int, widen
+from .vector import Value, as_number, bits_of, exact_fma, fma, from_bits, llvm, narrow, select, to_float, to_int, widen
 
 
 def polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
@@ -168,7 +168,7 @@ def _quarter_turns(x: Value) -> tuple[Value, Value]:
     """(q, r) with x = q pi/2 + r, |r| <= pi/4, reduced in float64."""
     wide = widen(select(absolute(x) < _REDUCIBLE, x, 0.0))
     q = llvm("floor", fma(wide, wide.constant(2 / math.pi), wide.constant(0.5)))
-    r = fma(q, q.constant(-_QUARTER_LOW), fma(q, q.constant(-_QUARTER_HIGH), wide))
+    r = fma(q, q.constant(-_QUARTER_LOW), exact_fma(q, q.constant(-_QUARTER_HIGH), wide))
     return to_int(q), narrow(r)
 
 

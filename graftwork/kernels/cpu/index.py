@@ -16,7 +16,7 @@ from . import runtime
 from .copies import bits_of, copy_row, fill_row, gather_rows, one_hot_rows, pad_geometry, pad_memory, scatter_rows  # fmt: skip
 from .planning import FLOAT32, carry_out, parts_for
 
-PARALLEL_FROM = 1 << 15  # elements from which kernels go through a plan
+PARALLEL_FROM = 1 << 16  # elements from which kernels go through a plan
 COLUMNS = 64  # fewest columns of `scatter_add` worth a part of their own
 _INDEX_ITEMS = {"int64": 8, "uint64": 8, "int32": 4, "uint8": 1, "bool": 1}
 
@@ -79,7 +79,7 @@ def plan_scatter_add(g: Spec, idx: Spec, *, out: Spec, axis: int, size: int) -> 
 def scatter_add(g: np.ndarray, idx: np.ndarray, *, out: np.ndarray, axis: int, size: int) -> None:
     """Adjoint of `gather`: zeros with `size` places along the axis, to which g is added at `idx`."""
     _check_range(idx, -size, size)
-    if g.size >= PARALLEL_FROM >> 4 and carry_out(plan_scatter_add, (g, idx), (out,), axis=axis, size=size):
+    if g.size >= PARALLEL_FROM >> 5 and carry_out(plan_scatter_add, (g, idx), (out,), axis=axis, size=size):
         return
     out.fill(0)
     np.add.at(out, (slice(None),) * axis + (idx,), g)
@@ -188,8 +188,11 @@ def plan_slice_scatter(g: Spec, *, out: Spec, shape: tuple, index: tuple) -> Pla
 
 def slice_scatter(g: np.ndarray, *, out: np.ndarray, shape: tuple, index: tuple) -> None:
     """Adjoint of basic indexing: zeros of `shape` that hold g at `index`."""
-    if out.size >= PARALLEL_FROM and carry_out(plan_slice_scatter, (g,), (out,), shape=shape, index=index):
-        return
+    if out.size >= PARALLEL_FROM and out.flags.c_contiguous:
+        plan = plan_slice_scatter(Spec(g.shape, g.dtype), out=Spec(out.shape, out.dtype), shape=shape, index=index)
+        if plan is not None:
+            runtime.call(plan, (g,), (out,))
+            return
     out.fill(0)
     out[index] = g
 

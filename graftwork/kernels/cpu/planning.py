@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..plan import Spec, spec_of
+from ..plan import Plan, Spec
 from . import runtime
 
 SERIAL_BELOW = 1 << 13  # element operations that one thread finishes before sharing them out would pay
@@ -27,10 +28,17 @@ def all_float32(*specs: Spec) -> bool:
     return all(s.dtype == FLOAT32 for s in specs)
 
 
+@lru_cache(4096)
+def _planned(planner: Callable, inputs: tuple, outputs: tuple, attrs: tuple, threads: int) -> Plan | None:
+    """A plan, remembered: eager calls repeat. `threads` is part of the key because planners look at it."""
+    outs = [Spec(*o) for o in outputs]
+    return planner(*(Spec(*i) for i in inputs), out=outs[0] if len(outs) == 1 else outs, **dict(attrs))
+
+
 def carry_out(planner: Callable, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], **attrs: Any) -> bool:
     """Run an op at once through its planner; False, with nothing done, where there is no plan for these arrays."""
-    outs = [spec_of(o) for o in outputs]
-    plan = planner(*map(spec_of, inputs), out=outs[0] if len(outs) == 1 else outs, **attrs)
+    shapes = tuple([(a.shape, a.dtype) for a in inputs]), tuple([(o.shape, o.dtype) for o in outputs])
+    plan = _planned(planner, *shapes, tuple(attrs.items()), runtime.num_threads())
     if plan is None:
         return False
     plain = [o if o.flags.c_contiguous else np.empty(o.shape, o.dtype) for o in outputs]

@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 from numba.core.ccallback import CFunc
@@ -96,17 +95,19 @@ class Row(NamedTuple):
 
 def row(task: Task, parts: int, *values: Any) -> Row:
     """A call of `task` with arrays (by address; None is 0), integers and floats (by their bits) as its words."""
-    words = np.empty(len(values), np.int64)
+    words: list[int] = []
     arrays = []
-    for i, value in enumerate(values):
-        if isinstance(value, np.ndarray):
-            words[i] = value.__array_interface__["data"][0]
-            arrays.append((i, value))
+    for value in values:
+        if type(value) is int:
+            words.append(value)
+        elif isinstance(value, np.ndarray):
+            arrays.append((len(words), value))
+            words.append(value.__array_interface__["data"][0])
         elif isinstance(value, (float, np.floating)):
-            words[i] = struct.unpack("<q", struct.pack("<d", value))[0]
+            words.append(struct.unpack("<q", struct.pack("<d", value))[0])
         else:
-            words[i] = value or 0
-    return Row(task, max(int(parts), 1), words, tuple(arrays))
+            words.append(int(value or 0))
+    return Row(task, max(int(parts), 1), np.array(words, np.int64), tuple(arrays))
 
 
 class Program:
@@ -311,7 +312,6 @@ def set_num_threads(count: int) -> None:
         if _current is not None and _current.threads != count:
             _current.stop()
             _current = None
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 
 def _pool() -> _Pool:

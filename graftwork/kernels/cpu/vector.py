@@ -170,7 +170,12 @@ def llvm(name: str, *values: Value) -> Value:
 
 
 def fma(a: Value, b: Value, c: Value) -> Value:
-    """a * b + c in one rounding."""
+    """a * b + c, in one rounding where the machine has an instruction for that."""
+    return llvm("fmuladd", a, b, c)
+
+
+def exact_fma(a: Value, b: Value, c: Value) -> Value:
+    """a * b + c in one rounding, at whatever price."""
     return llvm("fma", a, b, c)
 
 

@@ -31,7 +31,8 @@ from .vectors import PANEL, copy_vector, offset, stack, zero_vector
 (_PHASE, _COUNTER, _X, _U, _B, _R, _Y, _V, _M, _ZEROS, _H, _W, _C, _OH, _OW, _COUT, _PITCH, _TOP, _LEFT, _TY, _TX, _FIRST,
  _COUNT, _STEP, _POSITION, _VSIZE, _MSIZE, _LOW, _HIGH, _CODE, _PARTS) = range(31)  # fmt: skip
 _RESET, _TILES, _READ, _PANELS = range(4)
-ACTIVATIONS = {None: 0, "relu": 0, "relu6": 0, "silu": 1, "hard_swish": 2, "sigmoid": 3, "hard_sigmoid": 4, "tanh": 5, "gelu": 6}
+_CLAMPS = (None, "relu", "relu6")
+ACTIVATIONS = dict.fromkeys(_CLAMPS, 0) | {"silu": 1, "hard_swish": 2, "sigmoid": 3, "hard_sigmoid": 4, "tanh": 5, "gelu": 6}
 _RANGE = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _ROWS = (14, 8, 4)  # of the register tiles; a shorter rest is filled up with rows that nobody reads
 _14x2, _8x2, _4x2 = (tile(rows, 2) for rows in _ROWS)
@@ -153,27 +154,27 @@ def _write(a, transform, m, products, bias, number, first):
     pixel = (image * height + top) * width + left
     for c in range(first, min(first + PANEL, cout), LANES):
         lanes = min(cout - c, LANES)
-        pm, pb, to, pr = offset(products, c - first), offset(bias, c - first), offset(y, pixel * pitch + c), zeros
-        if rows == m and columns == m and lanes == LANES:
-            r_row, r_pixel = 0, 0
-            if a[_R] != 0:
-                pr, r_row, r_pixel = offset(r, pixel * cout + c), width * cout, cout
-            transform(pm, pb, pr, r_row, r_pixel, to, width * pitch, pitch, low, high)
-            if code != 0:
-                _activate(to, width * pitch, pitch, m, m, code)
-            continue
-        r_row, r_pixel = 0, 0
-        if a[_R] != 0:
-            source = offset(r, pixel * cout + c)
-            _fill_patch(other, source, width * cout, cout, m, m, top, left, height, width, lanes)
-            pr, r_row, r_pixel = other, m * LANES, LANES
-        transform(pm, pb, pr, r_row, r_pixel, patch, m * LANES, LANES, low, high)
+        to, t_row, t_pixel = offset(y, pixel * pitch + c), width * pitch, pitch
+        added, r_row, r_pixel = offset(r, pixel * cout + c), width * cout, cout
+        whole = rows == m and columns == m and lanes == LANES
+        target = to if whole else patch
+        if not whole:
+            t_row, t_pixel = m * LANES, LANES
+        if a[_R] == 0:
+            added, r_row, r_pixel = zeros, 0, 0
+        elif not whole:
+            _fill_patch(other, added, r_row, r_pixel, m, m, top, left, height, width, lanes)
+            added, r_row, r_pixel = other, m * LANES, LANES
+        transform(
+            offset(products, c - first), offset(bias, c - first), added, r_row, r_pixel, target, t_row, t_pixel, low, high
+        )
         if code != 0:
-            _activate(patch, m * LANES, LANES, m, m, code)
-        for i in range(rows):
-            for j in range(columns):
-                for k in range(lanes):
-                    to[(i * width + j) * pitch + k] = patch[(i * m + j) * LANES + k]
+            _activate(target, t_row, t_pixel, m, m, code)
+        if not whole:
+            for i in range(rows):
+                for j in range(columns):
+                    for k in range(lanes):
+                        to[(i * width + j) * pitch + k] = patch[(i * m + j) * LANES + k]
 
 
 @register_jitable
@@ -209,26 +210,21 @@ def _run(a, part, read, write, m):
             last = min(vectors, vector + end - i)
             _read(a, read, m, atomic.f32(a, _V), first + row, row, vector * LANES, last * LANES)
             i += last - vector
-    elif phase == _PANELS:
-        products, groups = offset(atomic.f32(a, _M), part * a[_MSIZE]), (count + step - 1) // step
-        while True:
-            unit = atomic.add(a[_COUNTER], 1)
-            if unit >= panels * groups:
-                break
-            row = unit % groups * step
-            size = min(step, count - row)
-            _panel(a, write, m, atomic.f32(a, _V), products, unit // groups, first + row, row, size)
     else:
-        v, products = offset(atomic.f32(a, _V), part * a[_VSIZE]), offset(atomic.f32(a, _M), part * a[_MSIZE])
+        own = phase == _TILES  # V of each thread's own
+        groups = (count + step - 1) // step
+        v, products = offset(atomic.f32(a, _V), part * a[_VSIZE] if own else 0), offset(atomic.f32(a, _M), part * a[_MSIZE])
         while True:
-            start = atomic.add(a[_COUNTER], 1) * step
-            if start >= count:
+            unit = atomic.add(a[_COUNTER], 1)  # a block of tiles, or a panel and a block
+            panel, block = unit // groups, unit % groups
+            if panel >= (1 if own else panels):
                 break
-            size = min(step, count - start)
-            for i in range(size):
-                _read(a, read, m, v, start + i, i, 0, channels)
-            for panel in range(panels):
-                _panel(a, write, m, v, products, panel, start, 0, size)
+            row, size = block * step, min(step, count - block * step)
+            if own:
+                for i in range(size):
+                    _read(a, read, m, v, first + row + i, i, 0, channels)
+            for p in range(panel, panels if own else panel + 1):
+                _panel(a, write, m, v, products, p, first + row, 0 if own else row, size)
 
 
 @runtime.task
@@ -346,8 +342,36 @@ def _shape(x, w, padding) -> Shape:
     return Shape(n, h + sum(padding[0]) - 2, width + sum(padding[1]) - 2, c, w.shape[3])
 
 
+# Time is counted in multiply-adds of one vector of LANES values. The constants are fitted to measured layers of VGG-16,
+# ResNet-50 and SqueezeNet: both transforms of one vector of channels of one position (of a tile's n * n) together, the register
+# tile's losses, those of implicit GEMM, and the bytes of weights that arrive from outside the caches meanwhile.
+_TRANSFORMS = {4: 72, 6: 80}
+_TILE_LOSS, _DIRECT_LOSS, _WEIGHT_BYTES = 1.07, 1.15, 14
+_GAIN = 0.85  # of the direct time that Winograd may take to be chosen: the estimates are no better than that
+_LARGE_WEIGHTS = 256 * 256  # channels x output channels from which on weights are read once rather than once a block
+
+
+def _cost(shape: Shape, m: int, threads: int) -> float:
+    """Estimated time of F(m x m)."""
+    n2, tiles, vectors = (m + 2) ** 2, shape.count(m), -(-shape.cout // LANES)
+    products = _TILE_LOSS * covered(tiles) * n2 * shape.channels * vectors
+    moved = _TRANSFORMS[m] / 2 * n2 * tiles * (-(-shape.channels // LANES) + vectors)
+    return (products + moved) / threads + 4 * _packed_size(m, shape.channels, shape.cout) / _WEIGHT_BYTES
+
+
+def _direct_cost(shape: Shape, threads: int) -> float:
+    """Estimated time of implicit GEMM."""
+    taps, vectors = 9 * shape.channels, -(-shape.cout // LANES)
+    products = _DIRECT_LOSS * shape.images * shape.height * shape.width * taps * vectors
+    return products / threads + 4 * taps * shape.cout / _WEIGHT_BYTES
+
+
 def _choose(shape: Shape) -> int | None:
-    return 4
+    """The tile size that is expected to be fastest, or None if implicit GEMM is. F(2x2) is never it: where it saves most over
+    F(4x4), on the smallest images, it was measured to be no faster."""
+    threads = runtime.num_threads()
+    m = min(_TRANSFORMS, key=lambda m: _cost(shape, m, threads))
+    return m if _cost(shape, m, threads) < _GAIN * _direct_cost(shape, threads) else None
 
 
 def _packed_size(m: int, channels: int, cout: int) -> int:
@@ -369,6 +393,7 @@ def _weights_pack(w, m: int, channels: int, cout: int, turned: bool) -> plans.Pa
 
 
 _CACHE = 1 << 20  # bytes of second-level cache that a thread may count on
+_SHARED_CACHE = 24 << 20  # bytes of V that all threads read again and again, once for each panel
 
 
 def _blocks(shape: Shape, m: int, order: str | None) -> tuple[str, int, int]:
@@ -376,14 +401,14 @@ def _blocks(shape: Shape, m: int, order: str | None) -> tuple[str, int, int]:
     n2, total, threads = (m + 2) ** 2, shape.count(m), runtime.num_threads()
     pitch = -(-shape.channels // LANES) * LANES
     per_tile = 4 * n2 * (pitch + PANEL)
-    share = -(-total // (2 * threads))
     fit = max(_CACHE // 2 // per_tile // 14 * 14, 14)
     if order is None:
-        order = "tiles" if share >= 28 and shape.channels * shape.cout <= 256 * 256 else "panels"
+        small = shape.channels * shape.cout <= _LARGE_WEIGHTS and total >= 8 * threads
+        order = "tiles" if small else "panels"
     if order == "tiles":
-        step = min(fit, share)
+        step = min(fit, max(-(-total // (2 * threads)), 4))
         return order, step, step
-    block = min(total, max((24 << 20) // (4 * n2 * pitch), 56))
+    block = min(total, max(_SHARED_CACHE // (4 * n2 * pitch), 56))
     block = -(-total // -(-total // block))
     panels = -(-shape.cout // PANEL)
     groups = max(-(-2 * threads // panels), -(-block * n2 * PANEL * 4 // (_CACHE // 2)))

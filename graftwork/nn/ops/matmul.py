@@ -32,8 +32,8 @@ def activation_grad(name: str, activation, g, y):
     rule = ACTIVATIONS[activation]
     if rule is None:
         raise GradientError(
-            f"{name}: no gradient through the fused activation {activation!r}, which its output does not determine; call {name} "
-            f"without it and apply {activation} as an op of its own"
+            f"{name}: no gradient through the fused activation {activation!r}, which its output does not determine; call "
+            f"{name} without it and apply {activation} as an op of its own"
         )
     return rule(g, y)
 
