@@ -80,7 +80,8 @@ def describe(executable: Executable) -> dict[str, Any]:
         "nodes": [
             {
                 "op": n.op.name, "text": statement(n), "inputs": [v.name for v in n.inputs],
-                "outputs": [v.name for v in n.outputs], "output": _output(n), "kernel": kernel_of(n, kernels.get(n)), "flops": n.flops, "bytes": n.bytes_moved,
+                "outputs": [v.name for v in n.outputs], "output": _output(n), "kernel": kernel_of(n, kernels.get(n)),
+                "flops": n.flops, "bytes": n.bytes_moved,
                 "line": n.source(),
             }
             for n in graph.nodes
