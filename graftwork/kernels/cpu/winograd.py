@@ -344,11 +344,18 @@ def _shape(x, w, padding) -> Shape:
 
 # Time is counted in multiply-adds of one vector of LANES values. The constants are fitted to measured layers of VGG-16,
 # ResNet-50 and SqueezeNet: both transforms of one vector of channels of one position (of a tile's n * n) together, the register
-# tile's losses, those of implicit GEMM, and the bytes of weights that arrive from outside the caches meanwhile.
+# tile's losses, those of implicit GEMM, and the bytes of weights that arrive meanwhile from the last cache or from memory.
 _TRANSFORMS = {4: 72, 6: 80}
-_TILE_LOSS, _DIRECT_LOSS, _WEIGHT_BYTES = 1.07, 1.15, 14
-_GAIN = 0.85  # of the direct time that Winograd may take to be chosen: the estimates are no better than that
-_LARGE_WEIGHTS = 256 * 256  # channels x output channels from which on weights are read once rather than once a block
+_TILE_LOSS, _DIRECT_LOSS = 1.07, 1.15
+_CACHED_BYTES, _MEMORY_BYTES = 14, 10
+_SHARED_LOSS = 1.5  # of the transforms where V is shared by all threads instead of staying near one
+_GAIN = 0.82  # of the direct time that Winograd may take to be chosen: the estimates are no better than that
+_LARGE_WEIGHTS = 12 << 20  # bytes of U from which on they are read once rather than once a block
+
+
+def _reading(nbytes: int) -> float:
+    """Estimated time of reading weights."""
+    return nbytes / (_MEMORY_BYTES if nbytes > _LARGE_WEIGHTS else _CACHED_BYTES)
 
 
 def _cost(shape: Shape, m: int, threads: int) -> float:
@@ -356,14 +363,17 @@ def _cost(shape: Shape, m: int, threads: int) -> float:
     n2, tiles, vectors = (m + 2) ** 2, shape.count(m), -(-shape.cout // LANES)
     products = _TILE_LOSS * covered(tiles) * n2 * shape.channels * vectors
     moved = _TRANSFORMS[m] / 2 * n2 * tiles * (-(-shape.channels // LANES) + vectors)
-    return (products + moved) / threads + 4 * _packed_size(m, shape.channels, shape.cout) / _WEIGHT_BYTES
+    weights = 4 * _packed_size(m, shape.channels, shape.cout)
+    if weights > _LARGE_WEIGHTS:
+        moved *= _SHARED_LOSS
+    return (products + moved) / threads + _reading(weights)
 
 
 def _direct_cost(shape: Shape, threads: int) -> float:
     """Estimated time of implicit GEMM."""
     taps, vectors = 9 * shape.channels, -(-shape.cout // LANES)
     products = _DIRECT_LOSS * shape.images * shape.height * shape.width * taps * vectors
-    return products / threads + 4 * taps * shape.cout / _WEIGHT_BYTES
+    return products / threads + _reading(4 * taps * shape.cout)
 
 
 def _choose(shape: Shape) -> int | None:
@@ -403,7 +413,7 @@ def _blocks(shape: Shape, m: int, order: str | None) -> tuple[str, int, int]:
     per_tile = 4 * n2 * (pitch + PANEL)
     fit = max(_CACHE // 2 // per_tile // 14 * 14, 14)
     if order is None:
-        small = shape.channels * shape.cout <= _LARGE_WEIGHTS and total >= 8 * threads
+        small = 4 * _packed_size(m, shape.channels, shape.cout) <= _LARGE_WEIGHTS and total >= 8 * threads
         order = "tiles" if small else "panels"
     if order == "tiles":
         step = min(fit, max(-(-total // (2 * threads)), 4))
