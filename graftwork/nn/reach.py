@@ -249,8 +249,8 @@ def _fixed(value: Any) -> bool:
 
 def _package(value: Any) -> str:
     """The outermost package that a function, class or Python module belongs to."""
-    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None) or ""
-    return name.partition(".")[0]
+    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    return str(name or "").partition(".")[0]
 
 
 def _builtins(space: dict) -> dict:
@@ -287,7 +287,7 @@ def _settings(module: Module, alive: list | None = None) -> tuple:
     found = []
     for path, part in module.named_modules():
         plain = [(k, frozen(v, alive)) for k, v in part.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")]
-        found.append((path, type(part), frozen(part, alive), tuple(plain), tuple(part._modules)))
+        found.append((path, tuple(plain), tuple(part._modules)))
     return tuple(found)
 
 
