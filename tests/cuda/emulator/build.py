@@ -17,8 +17,8 @@ CACHE = Path(tempfile.gettempdir()) / f"graftwork-emulator-{os.getuid()}"
 
 _FLAGS = (
     "-std=c++17 -fPIC -w -O1 -ffp-contract=off -fno-strict-aliasing -fno-stack-protector -U_FORTIFY_SOURCE "
-    "-Wno-unknown-pragmas -DGRAFTWORK_EMULATOR -DNDEBUG"
-).split()
+    "-Wno-unknown-pragmas -DNDEBUG"
+).split() + ['-DGRAFTWORK_EMULATOR="ptx_emulated.h"']
 _KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*)*(\w+)\s*\(')
 
 
@@ -89,7 +89,8 @@ def build(file: str | Path, kernel: str, defines: dict | None = None, *, arch: i
     names = _KERNEL.findall(path.read_text())
     symbol = f"call_{kernel}" if kernel in names else "call_given"
     kernels = {f"call_{name}": name for name in names} if kernel in names else {"call_given": kernel}
-    files = (*_closure(path, includes), *(_closure(HERE / "launcher.h", includes)), *_closure(HERE / "cuda_language.h", includes))
+    files = (*_closure(path, includes), *(_closure(HERE / "launcher.h", includes)), *_closure(HERE / "cuda_language.h", includes),
+             HERE / "ptx_emulated.h")  # fmt: skip
     calls = "".join(f'extern "C" void {s}(void* const* a) {{ emulator::call(&{k}, a); }}\n' for s, k in kernels.items())
     # A namespace without a name: two libraries in one process share nothing, not even the static variables of templates.
     source = f'#include "cuda_language.h"\n#include "launcher.h"\nnamespace {{\n#include "{path}"\n}}\n{calls}'

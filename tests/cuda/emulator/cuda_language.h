@@ -3,6 +3,8 @@
 #pragma once
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <vector>
 
 #include "runtime.h"
 
