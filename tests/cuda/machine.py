@@ -35,4 +35,4 @@ def _argument(value: Any, pointers: dict[int, int]) -> Any:
     if isinstance(value, View):
         address = pointers[value.slot] + value.offset * value.dtype.itemsize
         return np.ctypeslib.as_array((ctypes.c_byte * 1).from_address(address))
-    return Struct(value.tobytes()) if isinstance(value, np.void) else value
+    return Struct(value if isinstance(value, bytes) else value.tobytes()) if isinstance(value, (np.void, bytes)) else value

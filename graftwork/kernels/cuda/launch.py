@@ -46,6 +46,8 @@ class View(NamedTuple):
     @property
     def dense(self) -> bool:
         """Row-major without gaps."""
+        if self.size == 0:
+            return True
         expected = 1
         for n, s in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if n != 1 and s != expected:
@@ -67,7 +69,7 @@ class View(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One launch. Arguments are Views (passed as pointers), NumPy scalars and structures (np.void)."""
+    """One launch. Arguments are Views (passed as pointers), None (a null pointer), NumPy scalars and structures (np.void, bytes)."""
 
     source: Source
     kernel: str
@@ -249,7 +251,9 @@ def pack(arguments: Sequence[Any], pointers: dict[int, int]) -> Packed:
     for a in arguments:
         if isinstance(a, View):
             a = np.uint64(pointers[a.slot] + a.offset * a.dtype.itemsize)
-        values.append(np.asarray(a))
+        elif a is None:  # a null pointer
+            a = np.uint64(0)
+        values.append(np.frombuffer(a, np.uint8) if isinstance(a, bytes) else np.asarray(a))
     return Packed(values)
 
 
