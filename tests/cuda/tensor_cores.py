@@ -51,7 +51,7 @@ def run(launches, *, arch: int = 80, seed: int = 0, **more) -> list:
     done = []
     for launch in launches:
         emulate(
-            launch.file, launch.kernel, launch.grid, launch.block, launch.shared, [Struct(a) for a in launch.arguments],
+            launch.file, launch.kernel, launch.grid, launch.block, launch.shared, [Struct(a) if isinstance(a, bytes) else a for a in launch.arguments],
             defines={**dict(launch.defines), **more.get("defines", {})}, cluster=(launch.cluster, 1, 1), seed=seed, arch=10 * arch,
             asan=more.get("asan", False),
         )  # fmt: skip
