@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from emulator import Struct, emulate
+from emulator import Struct, emulate, tensor_map
+
+from graftwork.kernels.cuda.arguments import BYTES
+from graftwork.kernels.cuda.tensor_map import TensorMap
 
 RTOL = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2, "int8": 0}  # norm-wise, against float64; float32 stands for tf32
 
@@ -46,12 +49,19 @@ class Workspace:
         return self.kept[-1]
 
 
+def given(argument):
+    """An argument of a Launch as the emulator takes it."""
+    if isinstance(argument, TensorMap):
+        return Struct(tensor_map.encode(argument, argument.array.ctypes.data, BYTES[argument.dtype]))
+    return Struct(argument) if isinstance(argument, bytes) else argument
+
+
 def run(launches, *, arch: int = 80, seed: int = 0, **more) -> list:
     """Runs launches on the emulator; returns them."""
     done = []
     for launch in launches:
         emulate(
-            launch.file, launch.kernel, launch.grid, launch.block, launch.shared, [Struct(a) for a in launch.arguments],
+            launch.file, launch.kernel, launch.grid, launch.block, launch.shared, [given(a) for a in launch.arguments],
             defines={**dict(launch.defines), **more.get("defines", {})}, cluster=(launch.cluster, 1, 1), seed=seed, arch=10 * arch,
             asan=more.get("asan", False),
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any, NamedTuple
 
 # Codes of the activations that an epilogue can apply, as in kernels/cpu/_epilogue.py.
@@ -13,7 +14,7 @@ ACTIVATIONS = {
 TYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bf16_t", "int8": "i8", "int32": "i32"}  # names in types.cuh
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int32": 4}
 
-_P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+_I, _L = ctypes.c_int32, ctypes.c_int64
 
 
 class Launch(NamedTuple):
@@ -25,7 +26,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     block: int
     shared: int  # bytes of dynamic shared memory
-    arguments: tuple[bytes, ...]  # structures by value
+    arguments: tuple[Any, ...]  # arrays (or None) for pointers, then a structure as bytes
     cluster: int = 1
 
 
@@ -47,18 +48,14 @@ class RowMap(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Epilogue(ctypes.Structure):
-    _fields_ = [("bias", _P), ("residual", _P), ("scale", _P), ("activation", _I), ("wide", _I)]
-
-
-class Output(ctypes.Structure):
-    _fields_ = [("out", _P), ("partial", _P), ("rows", RowMap), ("epilogue", Epilogue)]
+class OutputForm(ctypes.Structure):
+    _fields_ = [("rows", RowMap), ("wide", _I)]
 
 
 class GemmArguments(ctypes.Structure):
     _fields_ = [
-        ("a", _P), ("b", _P), ("lda", _L), ("ldb", _L), ("batch_a", _L), ("batch_b", _L), ("batch_out", _L),
-        ("m", _I), ("n", _I), ("k", _I), ("blocks", _I), ("output", Output),
+        ("lda", _L), ("ldb", _L), ("batch_a", _L), ("batch_b", _L), ("batch_out", _L),
+        ("m", _I), ("n", _I), ("k", _I), ("blocks", _I), ("form", OutputForm),
     ]  # fmt: skip
 
 
@@ -79,23 +76,24 @@ class Filter(ctypes.Structure):
 
 class ConvArguments(ctypes.Structure):
     _fields_ = [
-        ("image", _P), ("other", _P), ("group_image", _L), ("group_other", _L), ("group_out", _L), ("ld_other", _L), ("m", _I), ("n", _I),
-        ("k", _I), ("blocks", _I), ("patches", Patches), ("filter", Filter), ("output", Output),
+        ("group_image", _L), ("group_other", _L), ("group_out", _L), ("ld_other", _L), ("m", _I), ("n", _I),
+        ("k", _I), ("blocks", _I), ("patches", Patches), ("filter", Filter), ("form", OutputForm),
     ]  # fmt: skip
 
 
 class SplitArguments(ctypes.Structure):
     _fields_ = [
-        ("partial", _P), ("batch_out", _L), ("rows", _I), ("columns", _I), ("splits", _I), ("by_column", _I), ("out", _P), ("map", RowMap),
-        ("epilogue", Epilogue),
+        ("batch_out", _L), ("rows", _I), ("columns", _I), ("splits", _I), ("by_column", _I), ("form", OutputForm),
     ]  # fmt: skip
 
 
-def address(array: Any) -> int | None:
-    """Where a NumPy or CuPy array begins; None for None."""
+def alignment(array: Any) -> int:
+    """A power of two, at most 16, that divides the address of an array: of NumPy, or a View of launch.py. 16 for None."""
     if array is None:
-        return None
-    return array.ctypes.data if hasattr(array, "ctypes") else array.data.ptr
+        return 16
+    if hasattr(array, "alignment"):
+        return array.alignment
+    return math.gcd(array.ctypes.data, 16)
 
 
 def activation_code(activation: str | None) -> int:

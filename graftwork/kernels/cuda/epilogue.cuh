@@ -6,20 +6,22 @@
 // Codes of the fused activations, as in kernels/cpu/_epilogue.py.
 enum Activation { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, kHardSigmoid, kTanh, kGelu };
 
-// NaN stays NaN in all of them.
-DEVICE float activate(float x, int activation) {
-  if (activation == kNone) return x;
-  if (activation == kRelu) return x < 0.f ? 0.f : x;
-  float gate = x + 3.f < 0.f ? 0.f : x + 3.f > 6.f ? 6.f : x + 3.f;  // of the hard forms
-  switch (activation) {
-    case kRelu6: return x < 0.f ? 0.f : x > 6.f ? 6.f : x;
-    case kSilu: return x / (1.f + __expf(-x));
-    case kHardSwish: return x * gate * (1.f / 6.f);
-    case kSigmoid: return 1.f / (1.f + __expf(-x));
-    case kHardSigmoid: return gate * (1.f / 6.f);
-    case kTanh: return tanhf(x);
-    default: return 0.5f * x * (1.f + erff(x * 0.70710678f));
-  }
+// NaN stays NaN in all of them. The activation is a macro of the kernel: one that is not used costs no code.
+#ifndef ACTIVATION
+#define ACTIVATION kNone
+#endif
+template <int A>
+DEVICE float activate(float x) {
+  [[maybe_unused]] float gate = x + 3.f < 0.f ? 0.f : x + 3.f > 6.f ? 6.f : x + 3.f;  // of the hard forms
+  if constexpr (A == kRelu) return x < 0.f ? 0.f : x;
+  else if constexpr (A == kRelu6) return x < 0.f ? 0.f : x > 6.f ? 6.f : x;
+  else if constexpr (A == kSilu) return x / (1.f + __expf(-x));
+  else if constexpr (A == kHardSwish) return x * gate * (1.f / 6.f);
+  else if constexpr (A == kSigmoid) return 1.f / (1.f + __expf(-x));
+  else if constexpr (A == kHardSigmoid) return gate * (1.f / 6.f);
+  else if constexpr (A == kTanh) return tanhf(x);
+  else if constexpr (A == kGelu) return 0.5f * x * (1.f + erff(x * 0.70710678f));
+  else return x;
 }
 
 // n / divisor for 0 <= n < 2^31 without a division (Granlund and Montgomery, 1994). launch arguments; see arguments.py.
@@ -53,22 +55,27 @@ struct Epilogue {
   const void* bias;      // one for each column, of the output's type (int32 for int8 products), or null
   const void* residual;  // laid out as the output and of its type, added before the activation, or null
   const float* scale;    // one for each column, multiplies accumulator plus bias, or null: requantisation
-  i32 activation;
   i32 wide;              // 1: rows of the output (and residual) begin on 16 bytes and their length is a multiple of it
+};
+
+// What of an output is not a pointer, passed by value.
+struct OutputForm {
+  RowMap rows;
+  i32 wide;  // as in Epilogue
 };
 
 template <class Bias>
 DEVICE float finish(float accumulator, float residual, int column, const Epilogue& e) {
   float value = accumulator;
   if (e.bias) value += to_float(static_cast<const Bias*>(e.bias)[column]);
-  return activate(value + residual, e.activation);
+  return activate<ACTIVATION>(value + residual);
 }
 template <class Bias>
 DEVICE float finish(i32 accumulator, float residual, int column, const Epilogue& e) {
   if (e.bias) accumulator += static_cast<const i32*>(e.bias)[column];  // exact
   float value = to_float(accumulator);
   if (e.scale) value *= e.scale[column];
-  return activate(value + residual, e.activation);
+  return activate<ACTIVATION>(value + residual);
 }
 
 // Finishes COUNT neighbouring columns of a row and stores them; `offset` is that of the first one. COUNT elements are 16 bytes.

@@ -324,6 +324,10 @@ struct Output {
   Epilogue epilogue;
 };
 
+// The pointers that end every kernel's list of parameters, and how they become an Output.
+#define OUTPUT_POINTERS void *out, void *partial, const void *bias, const void *residual, const float *scale
+#define OUTPUT_FROM(form) Output{out, partial, form.rows, {bias, residual, scale, form.wide}}
+
 // Each warp turns 16 rows at a time through shared memory, so that a lane holds 16 bytes of one row.
 template <class Tile, class Out, class Bias>
 DEVICE void store_tile(u8* shared, const Output& output, Out* out, i64 partial_offset, int m0, int n0, int rows, int columns,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from .arguments import (
-    BYTES, TYPES, ConvArguments, Epilogue, FastDivide, Filter, GemmArguments, Launch, Output, Patches, RowMap, SplitArguments,
-    activation_code, address, widest,
+    BYTES, TYPES, ConvArguments, FastDivide, Filter, GemmArguments, Launch, OutputForm, Patches, RowMap, SplitArguments,
+    activation_code, alignment, widest,
 )  # fmt: skip
 
 Pair = tuple[int, int]
@@ -70,13 +70,10 @@ class _Output(NamedTuple):
     by_column: bool
 
 
-def _epilogue(finish: Finish, output: _Output) -> Epilogue:
+def _form(finish: Finish, output: _Output) -> OutputForm:
     item = BYTES[output.dtype]
-    starts = [output.rows.ld * item, output.batch * item, address(output.out) or 0, address(finish.residual) or 0]
-    return Epilogue(
-        address(finish.bias), address(finish.residual), address(finish.scale), activation_code(finish.activation),
-        int(all(s % 16 == 0 for s in starts)),
-    )  # fmt: skip
+    starts = [output.rows.ld * item, output.batch * item, alignment(output.out), alignment(finish.residual)]
+    return OutputForm(output.rows, int(all(s % 16 == 0 for s in starts)))
 
 
 def _defines(dtype: str, out_dtype: str, tile: Tile, vec_a: int, vec_b: int, **more: int) -> tuple[tuple[str, str], ...]:
@@ -88,24 +85,27 @@ def _defines(dtype: str, out_dtype: str, tile: Tile, vec_a: int, vec_b: int, **m
     return tuple(sorted((k, str(v)) for k, v in names.items()))
 
 
-def _launches(file, kernel, arguments, defines, tile, shape, dtype, output, finish, splits, workspace) -> Iterator[Launch]:
+def _launches(file, kernel, operands, arguments, defines, tile, shape, dtype, output, finish, splits, workspace) -> Iterator[Launch]:
     """The product, and the sum of its splits where there are several."""
     m, n, k, batch = shape
     tiles = math.ceil(m / tile.m) * math.ceil(n / tile.n)
     blocks = math.ceil(k * BYTES[dtype] / DEPTH)
     arguments.blocks = max(1, math.ceil(blocks / splits))
     splits = max(1, math.ceil(blocks / arguments.blocks))
-    epilogue = _epilogue(finish, output)
+    arguments.form = _form(finish, output)
+    added = finish.bias, finish.residual, finish.scale
     partial = workspace(splits * batch * m * n * 4) if splits > 1 else None
-    arguments.output = Output(address(output.out), address(partial), output.rows, epilogue)
-    yield Launch(file, kernel, defines, (tiles, splits, batch), 32 * tile.warps_m * tile.warps_n, tile.shared(), (bytes(arguments),))
+    threads = 32 * tile.warps_m * tile.warps_n
+    given = (*operands, output.out, partial, *added, bytes(arguments))
+    activation = ("ACTIVATION", str(activation_code(finish.activation)))
+    if partial is None and finish.activation:
+        defines = (activation, *defines)
+    yield Launch(file, kernel, defines, (tiles, splits, batch), threads, tile.shared(), given)
     if partial is not None:
-        total = SplitArguments(
-            address(partial), output.batch, m, n, splits, int(output.by_column), address(output.out), output.rows, epilogue
-        )
+        total = SplitArguments(output.batch, m, n, splits, int(output.by_column), arguments.form)
         types = dict(defines)
-        kept = (("ACC_TYPE", "i32" if dtype == "int8" else "float"), ("BIAS_TYPE", types["BIAS_TYPE"]), ("OUT_TYPE", types["OUT_TYPE"]))
-        yield Launch("split_k.cu", "split_k", kept, (min(1024, math.ceil(m * n / 256)), 1, batch), 256, 0, (bytes(total),))
+        kept = (activation, ("ACC_TYPE", "i32" if dtype == "int8" else "float"), ("BIAS_TYPE", types["BIAS_TYPE"]), ("OUT_TYPE", types["OUT_TYPE"]))
+        yield Launch("split_k.cu", "split_k", kept, (min(1024, math.ceil(m * n / 256)), 1, batch), 256, 0, (partial, output.out, *added, bytes(total)))
 
 
 def _plain(ld: int) -> RowMap:
@@ -130,13 +130,13 @@ def gemm(
     if splits is None:
         tiles = math.ceil(m / tile.m) * math.ceil(n / tile.n) * batch
         splits = choose_splits(tiles, math.ceil(k * item / DEPTH), multiprocessors)
-    vec_a = widest(item, address(a) or 0, lda * item, batch_strides[0] * item, (k if a_k else m) * item)
-    vec_b = widest(item, address(b) or 0, ldb * item, batch_strides[1] * item, (k if b_k else n) * item)
-    arguments = GemmArguments(address(a), address(b), lda, ldb, *batch_strides, m, n, k)
+    vec_a = widest(item, alignment(a), lda * item, batch_strides[0] * item, (k if a_k else m) * item)
+    vec_b = widest(item, alignment(b), ldb * item, batch_strides[1] * item, (k if b_k else n) * item)
+    arguments = GemmArguments(lda, ldb, *batch_strides, m, n, k)
     output = _Output(out, out_dtype, _plain(ldc), batch_strides[2], False)
     defines = _defines(dtype, out_dtype, tile, vec_a, vec_b, A_K_CONTIGUOUS=int(a_k), B_K_CONTIGUOUS=int(b_k))
     yield from _launches(
-        "gemm_mma.cu", "gemm_mma", arguments, defines, tile, (m, n, k, batch), dtype, output, finish, splits, workspace
+        "gemm_mma.cu", "gemm_mma", (a, b), arguments, defines, tile, (m, n, k, batch), dtype, output, finish, splits, workspace
     )
 
 
@@ -206,7 +206,7 @@ def _forward_patches(c: Conv) -> Patches:
     return _patches(c.input, c.inputs, c.groups, c.out[:3], c.kernel[1], math.prod(c.kernel), c.stride, base, c.dilation)
 
 
-def _run_conv(passed, arguments, shape, c, dtype, out_dtype, vecs, output, finish, arch, multiprocessors, workspace, tile, splits):
+def _run_conv(passed, operands, arguments, shape, c, dtype, out_dtype, vecs, output, finish, arch, multiprocessors, workspace, tile, splits):
     m, n, k = shape
     tile = tile or choose_tile(m, n, c.groups, arch, multiprocessors)
     if splits is None:
@@ -215,7 +215,7 @@ def _run_conv(passed, arguments, shape, c, dtype, out_dtype, vecs, output, finis
     arguments.m, arguments.n, arguments.k = m, n, k
     defines = _defines(dtype, out_dtype, tile, *vecs, PASS=passed)
     yield from _launches(
-        "conv_mma.cu", "conv_mma", arguments, defines, tile, (m, n, k, c.groups), dtype, output, finish, splits, workspace
+        "conv_mma.cu", "conv_mma", operands, arguments, defines, tile, (m, n, k, c.groups), dtype, output, finish, splits, workspace
     )
 
 
@@ -227,13 +227,13 @@ def conv(
     if math.prod(c.out) == 0:
         return
     item, outputs = BYTES[dtype], c.out[3]
-    vec_x = widest(item, address(x) or 0, c.inputs * item)
-    vec_w = widest(item, address(w) or 0, c.outputs * item)
-    arguments = ConvArguments(address(x), address(w), c.inputs, c.outputs, c.outputs, outputs, patches=_forward_patches(c))
+    vec_x = widest(item, alignment(x), c.inputs * item)
+    vec_w = widest(item, alignment(w), c.outputs * item)
+    arguments = ConvArguments(c.inputs, c.outputs, c.outputs, outputs, patches=_forward_patches(c))
     output = _Output(out, out_dtype, _plain(outputs), c.outputs, True)
     shape = (math.prod(c.out[:3]), c.outputs, math.prod(c.kernel) * c.inputs)
     yield from _run_conv(
-        0, arguments, shape, c, dtype, out_dtype, (vec_x, vec_w), output, finish, arch, multiprocessors, workspace, tile, splits
+        0, (x, w), arguments, shape, c, dtype, out_dtype, (vec_x, vec_w), output, finish, arch, multiprocessors, workspace, tile, splits
     )
 
 
@@ -250,13 +250,13 @@ def conv_int8(
         c.outputs, c.inputs, c.inputs, taps, 0, c.kernel[1] * tap, tap, FastDivide.by(c.kernel[1]), FastDivide.by(c.inputs)
     )
     arguments = ConvArguments(
-        address(x), address(w), c.inputs, c.outputs * c.inputs, c.outputs, 0, patches=_forward_patches(c), filter=filter
+                c.inputs, c.outputs * c.inputs, c.outputs, 0, patches=_forward_patches(c), filter=filter
     )
-    vecs = widest(1, address(x) or 0, c.inputs), widest(1, address(w) or 0, c.inputs)
+    vecs = widest(1, alignment(x), c.inputs), widest(1, alignment(w), c.inputs)
     output = _Output(out, out_dtype, _plain(c.out[3]), c.outputs, True)
     shape = (math.prod(c.out[:3]), c.outputs, taps * c.inputs)
     yield from _run_conv(
-        1, arguments, shape, c, "int8", out_dtype, vecs, output, finish, arch, multiprocessors, workspace, tile, splits
+        1, (x, w), arguments, shape, c, "int8", out_dtype, vecs, output, finish, arch, multiprocessors, workspace, tile, splits
     )
 
 
@@ -269,7 +269,7 @@ def conv_input_grad(
     if math.prod(c.input) == 0:
         return
     item, outputs = BYTES[dtype], c.out[3]
-    vecs = widest(item, address(g) or 0, c.outputs * item), widest(item, address(w) or 0, c.outputs * item)
+    vecs = widest(item, alignment(g), c.outputs * item), widest(item, alignment(w), c.outputs * item)
     (top, _), (left, _) = c.padding
     tap = c.inputs * outputs
     for py in phases(c.input[1], c.kernel[0], c.stride[0], top, c.dilation[0]):
@@ -287,11 +287,11 @@ def conv_input_grad(
                 c.input[3], 0, c.input[1], c.input[2], py.start, px.start, py.step, px.step, FastDivide.by(py.count), FastDivide.by(px.count)
             )
             arguments = ConvArguments(
-                address(g), address(w), c.outputs, c.outputs, c.inputs, 0, patches=patches, filter=filter
+                c.outputs, c.outputs, c.inputs, 0, patches=patches, filter=filter
             )
             output = _Output(out, out_dtype, rows, c.inputs, True)
             yield from _run_conv(
-                1, arguments, (math.prod(grid), c.inputs, taps * c.outputs), c, dtype, out_dtype, vecs, output, Finish(), arch,
+                1, (g, w), arguments, (math.prod(grid), c.inputs, taps * c.outputs), c, dtype, out_dtype, vecs, output, Finish(), arch,
                 multiprocessors, workspace, tile, splits,
             )  # fmt: skip
 
@@ -305,11 +305,11 @@ def conv_weight_grad(
     if taps * c.inputs * c.outputs == 0:
         return
     item, outputs = BYTES[dtype], c.out[3]
-    vecs = widest(item, address(x) or 0, c.inputs * item), widest(item, address(g) or 0, c.outputs * item)
+    vecs = widest(item, alignment(x), c.inputs * item), widest(item, alignment(g), c.outputs * item)
     patches = _forward_patches(c)
-    arguments = ConvArguments(address(x), address(g), c.inputs, c.outputs, c.outputs, outputs, patches=patches)
+    arguments = ConvArguments(c.inputs, c.outputs, c.outputs, outputs, patches=patches)
     output = _Output(out, out_dtype, _plain(outputs), c.outputs, True)
     yield from _run_conv(
-        2, arguments, (taps * c.inputs, c.outputs, math.prod(c.out[:3])), c, dtype, out_dtype, vecs, output, Finish(), arch,
+        2, (x, g), arguments, (taps * c.inputs, c.outputs, math.prod(c.out[:3])), c, dtype, out_dtype, vecs, output, Finish(), arch,
         multiprocessors, workspace, tile, splits,
     )  # fmt: skip
