@@ -87,27 +87,26 @@ def _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, g
     launch_product(b, call, out, bias, residual, activation)
 
 
-def _depthwise_form(image: View, multiplier: int, output_shape, stride, padding, dilation, count: int, activation=None, parts: int = 1):
+def _depthwise_form(image: View, multiplier: int, output_shape, stride, padding, dilation, count: int, parts: int = 1):
     return structure([
         ("height", "i4", image.shape[1]), ("width", "i4", image.shape[2]), ("channels", "i4", image.shape[3]),
         ("multiplier", "i4", multiplier), ("out_height", "i4", output_shape[1]), ("out_width", "i4", output_shape[2]),
         ("stride_y", "i4", stride[0]), ("stride_x", "i4", stride[1]), ("top", "i4", padding[0][0]), ("left", "i4", padding[1][0]),
-        ("dilation_y", "i4", dilation[0]), ("dilation_x", "i4", dilation[1]), ("activation", "i4", activation_code(activation)),
-        ("parts", "u4", parts), ("count", "u8", count),
+        ("dilation_y", "i4", dilation[0]), ("dilation_x", "i4", dilation[1]), ("parts", "u4", parts), ("count", "u8", count),
     ])  # fmt: skip
 
 
-def _depthwise_defines(view: View, kernel_shape, lanes: int) -> dict:
-    return {"ELEMENT": c_type(view.dtype), "KERNEL_Y": kernel_shape[0], "KERNEL_X": kernel_shape[1], "LANES": lanes}
+def _depthwise_defines(view: View, kernel_shape, lanes: int, activation: str | None = None) -> dict:
+    return {"ACTIVATION": activation_code(activation), "ELEMENT": c_type(view.dtype), "KERNEL_Y": kernel_shape[0], "KERNEL_X": kernel_shape[1], "LANES": lanes}
 
 
 def _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, activation) -> None:
     multiplier = w.shape[3] // x.shape[3]
     extras = [v for v in (bias, residual) if v is not None]
     lanes = min(4, vector_width(x, w, out, *extras, runs=[x.shape[3]])) if multiplier == 1 else 1
-    form = _depthwise_form(x, multiplier, out.shape, stride, padding, dilation, out.size, activation)
-    b.launch("depthwise.cu", "depthwise", _depthwise_defines(x, w.shape[:2], lanes), ceil_div(out.size // lanes, BLOCK), BLOCK, out, x, w,
-             bias, residual, form)  # fmt: skip
+    form = _depthwise_form(x, multiplier, out.shape, stride, padding, dilation, out.size)
+    b.launch("depthwise.cu", "depthwise", _depthwise_defines(x, w.shape[:2], lanes, activation), ceil_div(out.size // lanes, BLOCK),
+             BLOCK, out, x, w, bias, residual, form)  # fmt: skip
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ def _depthwise_weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation
     taps, points = math.prod(kernel_shape), math.prod(g.shape[:3])
     parts = max(1, min(ceil_div(b.processors * 4, ceil_div(outputs, 32)), points // 64, 65535))
     partial = b.empty((parts, taps, outputs), accumulator(x.dtype))
-    form = _depthwise_form(x, outputs // x.shape[3], g.shape, stride, padding, dilation, points, None, parts)
+    form = _depthwise_form(x, outputs // x.shape[3], g.shape, stride, padding, dilation, points, parts)
     b.launch("depthwise.cu", "depthwise_weight_grad", _depthwise_defines(x, kernel_shape, 1), (ceil_div(outputs, 32), parts), (32, 8),
              partial, x, g, form)  # fmt: skip
     reduce_into(b, partial, out.reshape(taps, outputs), (0,), "Sum")

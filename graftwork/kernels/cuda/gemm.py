@@ -119,20 +119,21 @@ def launch_product(b: Builder, call: Call, out: View, bias: View | None, residua
     splits = max(1, ceil_div(k, share)) if share else 1
     form = structure([
         ("m", "i4", m), ("n", "i4", n), ("k", "i4", k), ("share", "i4", share), ("splits", "i4", splits),
-        ("activation", "i4", activation_code(activation)), ("batch", "u4", np.array(call.extent.batch, np.uint32)),
+        ("batch", "u4", np.array(call.extent.batch, np.uint32)),
         ("batch_a", "i8", np.array(call.batch_a, np.int64)), ("batch_b", "i8", np.array(call.batch_b, np.int64)),
         ("batch_out", "i8", call.batch_out), ("batch_bias", "i8", call.batch_bias), ("pitch_a", "i8", call.pitch_a),
         ("pitch_b", "i8", call.pitch_b), *call.rows,
     ])  # fmt: skip
-    kind = c_type(out.dtype)
+    kind, code = c_type(out.dtype), activation_code(activation)
     defines = {"ELEMENT": kind, "TILE_M": tile.m, "TILE_N": tile.n, "TILE_K": tile.k, "THREAD_M": tile.thread_m,
                "THREAD_N": tile.thread_n, "VECTOR_A": call.lanes[0], "VECTOR_B": call.lanes[1], "VECTOR_OUT": call.lanes[2],
-               **call.defines}  # fmt: skip
+               "ACTIVATION": code if splits == 1 else 0, **call.defines}  # fmt: skip
     partial = b.empty((splits, batch, m, n), accumulator(out.dtype)) if splits > 1 else None
     grid = (ceil_div(m, tile.m) * ceil_div(n, tile.n), splits, batch)
     b.launch(call.file, call.kernel, defines, grid, 256, out, partial, *call.operands, bias, residual, form, *call.structures)
     if partial is not None:
-        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind}, (ceil_div(m * n, 256), 1, batch), 256, out, partial, bias, residual, form)
+        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind, "ACTIVATION": code}, (ceil_div(m * n, 256), 1, batch), 256, out,
+                 partial, bias, residual, form)  # fmt: skip
 
 
 def describe_gemm(b: Builder, x: View, y: View, out: View, bias: View | None = None, residual: View | None = None,
