@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 
+from . import tensor_cores
 from .arguments import activation_code
 from .gemm import Call, Extent, describe_gemm, fast_divide, launch_product, rows_form
 from .launch import Builder, View, c_type, ceil_div, dense_strides, kernel, structure, vector_width
-from .mma import phases
+from .mma import Conv, phases
 from .reduce import accumulator, reduce_into
 
 BLOCK = 256
@@ -64,13 +65,26 @@ def _rows(view: View) -> View:
 @kernel
 def conv2d(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, stride, padding,
            dilation, groups: int, activation=None) -> None:  # fmt: skip
+    _conv2d(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation, False)
+
+
+@kernel
+def conv2d_tf32(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, stride, padding,
+                dilation, groups: int, activation=None) -> None:  # fmt: skip
+    _conv2d(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation, True)
+
+
+def _conv2d(b: Builder, x, w, bias, residual, out, stride, padding, dilation, groups: int, activation, tf32: bool) -> None:
     x, w = b.dense(x), b.dense(w)
     bias, residual = (None if v is None else b.dense(v) for v in (bias, residual))
     if _pointwise(w.shape[:2], stride, padding) and groups == 1:
         matrix = w.reshape(w.shape[2], w.shape[3])
-        describe_gemm(b, _rows(x), matrix, _rows(out), bias, None if residual is None else _rows(residual), activation)
+        describe_gemm(b, _rows(x), matrix, _rows(out), bias, None if residual is None else _rows(residual), activation, tf32)
     elif _depthwise(x.shape[3], groups):
         _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, activation)
+    elif tensor_cores.takes(b, x.dtype.name, tf32):
+        conv = Conv(x.shape, w.shape[:2], out.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        tensor_cores.add_conv(b, x, w, out, conv, bias, residual, activation)
     else:
         _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation)
 
@@ -114,16 +128,29 @@ def _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, 
 
 @kernel
 def conv2d_input_grad(b: Builder, g: View, w: View, *, out: View, input_shape, stride, padding, dilation, groups: int) -> None:
+    _input_grad(b, g, w, out, input_shape, stride, padding, dilation, groups, False)
+
+
+@kernel
+def conv2d_input_grad_tf32(b: Builder, g: View, w: View, *, out: View, input_shape, stride, padding, dilation,
+                          groups: int) -> None:  # fmt: skip
+    _input_grad(b, g, w, out, input_shape, stride, padding, dilation, groups, True)
+
+
+def _input_grad(b: Builder, g: View, w: View, out: View, input_shape, stride, padding, dilation, groups: int, tf32: bool) -> None:
     g, w = b.dense(g), b.dense(w)
     if _pointwise(w.shape[:2], stride, padding) and groups == 1:
         matrix = w.reshape(w.shape[2], w.shape[3])
-        describe_gemm(b, _rows(g), matrix._replace(shape=matrix.shape[::-1], strides=matrix.strides[::-1]), _rows(out))
+        describe_gemm(b, _rows(g), matrix._replace(shape=matrix.shape[::-1], strides=matrix.strides[::-1]), _rows(out), tf32=tf32)
     elif _depthwise(input_shape[3], groups):
         multiplier = w.shape[3] // input_shape[3]
         lanes = min(4, vector_width(g, w, out, runs=[out.shape[3]])) if multiplier == 1 else 1
         form = _depthwise_form(out, multiplier, g.shape, stride, padding, dilation, out.size)
         b.launch("depthwise.cu", "depthwise_input_grad", _depthwise_defines(g, w.shape[:2], lanes), ceil_div(out.size // lanes, BLOCK),
                  BLOCK, out, g, w, form)  # fmt: skip
+    elif tensor_cores.takes(b, g.dtype.name, tf32):
+        conv = Conv(tuple(input_shape), w.shape[:2], g.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        tensor_cores.add_conv_input_grad(b, g, w, out, conv)
     else:
         _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups)
 
@@ -152,14 +179,27 @@ def _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups) -> Non
 
 @kernel
 def conv2d_weight_grad(b: Builder, x: View, g: View, *, out: View, kernel_shape, stride, padding, dilation, groups: int) -> None:
+    _weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation, groups, False)
+
+
+@kernel
+def conv2d_weight_grad_tf32(b: Builder, x: View, g: View, *, out: View, kernel_shape, stride, padding, dilation,
+                           groups: int) -> None:  # fmt: skip
+    _weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation, groups, True)
+
+
+def _weight_grad(b: Builder, x: View, g: View, out: View, kernel_shape, stride, padding, dilation, groups: int, tf32: bool) -> None:
     x, g = b.dense(x), b.dense(g)
     points = math.prod(g.shape[:3])
     if _pointwise(kernel_shape, stride, padding) and groups == 1:
         rows = _rows(x)
         matrix = rows._replace(shape=rows.shape[::-1], strides=rows.strides[::-1])
-        describe_gemm(b, matrix, _rows(g), out.reshape(x.shape[3], g.shape[3]))
+        describe_gemm(b, matrix, _rows(g), out.reshape(x.shape[3], g.shape[3]), tf32=tf32)
     elif _depthwise(x.shape[3], groups) and math.prod(kernel_shape) <= MOST_TAPS:
         _depthwise_weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation)
+    elif tensor_cores.takes(b, x.dtype.name, tf32):
+        conv = Conv(x.shape, tuple(kernel_shape), g.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        tensor_cores.add_conv_weight_grad(b, x, g, out, conv)
     else:
         inputs, outputs = x.shape[3] // groups, g.shape[3] // groups
         patches = _forward_patches(x, kernel_shape, points, g.shape[1:3], stride, padding, dilation, groups)

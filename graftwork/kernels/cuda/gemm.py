@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import KernelError
-from . import selection
+from . import selection, tensor_cores
 from .arguments import activation_code
 from .elementwise import broadcast_strides, collapse
 from .launch import Builder, View, c_type, ceil_div, dense_strides, kernel, structure, vector_width
@@ -111,8 +111,6 @@ def launch_product(b: Builder, call: Call, out: View, bias: View | None, residua
     batch = call.extent.count
     if min(m, n, batch) == 0:
         return
-    if max(m, n, k) > MOST:
-        raise KernelError(f"a product of {m} x {n} x {k}: each must be below 2**31")
     tile = selection.simt_tile(m, n, batch, out.dtype.itemsize, b.processors)
     splits = selection.simt_splits(tile, m, n, k, batch, b.processors)
     share = ceil_div(ceil_div(k, splits), tile.k) * tile.k
@@ -137,22 +135,30 @@ def launch_product(b: Builder, call: Call, out: View, bias: View | None, residua
 
 
 def describe_gemm(b: Builder, x: View, y: View, out: View, bias: View | None = None, residual: View | None = None,
-                  activation: str | None = None) -> None:  # fmt: skip
-    """out = activation(x @ y + bias + residual) for stacks of matrices whose batch dimensions broadcast; out is dense."""
+                  activation: str | None = None, tf32: bool = False) -> None:  # fmt: skip
+    """out = activation(x @ y + bias + residual) for stacks of matrices whose batch dimensions broadcast; out is dense.
+
+    tf32: float32 products may go to tensor cores, which round the operands to 11 bits.
+    """
     batch_shape = out.shape[:-2]
     m, n, k = out.shape[-2], out.shape[-1], x.shape[-1]
     sizes, left, right = fuse_batch(batch_shape, operand(b, x, True, batch_shape), operand(b, y, False, batch_shape))
+    count = math.prod(sizes)
+    if count > 65535:  # a grid's third dimension ends there
+        raise KernelError(f"matmul: {count} products in one call, the kernel takes 65535; split the batch")
+    if max(m, n, k) > MOST:
+        raise KernelError(f"a product of {m} x {n} x {k}: each must be below 2**31")
+    if sizes[:2] == (1, 1) and tensor_cores.takes(b, out.dtype.name, tf32):
+        tensor_cores.add_gemm(b, left, right, out, Extent(m, n, k, sizes), bias, residual, activation)
+        return
     left = left._replace(lanes=lanes_of(left, k if left.along_k else m))
     right = right._replace(lanes=lanes_of(right, k if right.along_k else n))
     extras = [v for v in (bias, residual) if v is not None]
     lanes = min(4, vector_width(out, *extras, runs=[n]))
-    count = math.prod(sizes)
     call = Call(
         "gemm_simt.cu", "gemm_simt", {"A_ALONG_K": int(left.along_k), "B_ALONG_K": int(right.along_k)}, Extent(m, n, k, sizes), left.batch,
         right.batch, m * n, 0, left.pitch, right.pitch, rows_form(n), (left.lanes, right.lanes, lanes), (left.view, right.view),
     )  # fmt: skip
-    if count > 65535:  # a grid's third dimension ends there
-        raise KernelError(f"matmul: {count} products in one call, the kernel takes 65535; split the batch")
     launch_product(b, call, out, bias, residual, activation)
 
 
@@ -168,7 +174,22 @@ def flat_linear(x: View, out: View) -> tuple[View, View]:
 
 
 @kernel
+def matmul_tf32(b: Builder, x: View, y: View, *, out: View) -> None:
+    describe_gemm(b, x, y, out, tf32=True)
+
+
+@kernel
 def linear(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, activation=None) -> None:
+    _linear(b, x, w, bias, residual, out, activation, False)
+
+
+@kernel
+def linear_tf32(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View,
+                activation=None) -> None:  # fmt: skip
+    _linear(b, x, w, bias, residual, out, activation, True)
+
+
+def _linear(b: Builder, x: View, w: View, bias, residual, out: View, activation, tf32: bool) -> None:
     extras = [None if v is None else b.dense(v) for v in (bias, residual)]
     matrix, result = flat_linear(b.dense(x), out)
-    describe_gemm(b, matrix, w, result, *extras, activation)
+    describe_gemm(b, matrix, w, result, *extras, activation, tf32)
