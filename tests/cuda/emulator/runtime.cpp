@@ -200,6 +200,12 @@ char* take_stack() {
   return static_cast<char*>(memory) + kPage;
 }
 
+// Stacks go back when a launch ends: every kernel has a library of its own, and a process only so many mappings.
+void release_stacks() {
+  for (char* stack : free_stacks) munmap(stack - kPage, kStack + kPage);
+  free_stacks.clear();
+}
+
 void prepare_fiber(Fiber& fiber) {
   fiber.stack = take_stack();
   launch->stacks.push_back(fiber.stack);
@@ -566,6 +572,7 @@ extern "C" int emulator_launch(emulator::Body body, void* const* arguments, cons
     state.error = exception.what();
   }
   launch = nullptr;
+  release_stacks();
   snprintf(error, error_bytes, "%s", state.error.c_str());
   return !state.error.empty();
 }
