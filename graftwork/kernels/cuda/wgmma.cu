@@ -33,6 +33,8 @@ constexpr int kDepthElements = kDepth / int(sizeof(TYPE));
 constexpr int kBytesA = kTileM * kDepth, kBytesB = TILE_N * kDepth, kStage = kBytesA + kBytesB;
 constexpr int kPanel = 64 * kDepth;                         // 64 rows of 128 bytes: what one consumer stores at a time
 constexpr int kPanelColumns = 128 / int(sizeof(OUT_TYPE));
+constexpr int kPanels = TILE_N / kPanelColumns;             // of a row of the tile; two buffers take turns
+static_assert(kPanels * kPanelColumns == TILE_N && (kPanels == 1 || kPanels % 2 == 0), "whole panels, buffers in turn over all tiles");
 constexpr int kShared = TILE_STAGES * kStage + 2 * kConsumers * kPanel;  // before the barriers
 
 template <class T>
@@ -225,7 +227,7 @@ DEVICE void store_panels(u8* panels, const Accumulator (&d)[TILE_N / 2], const T
     u8* panel = panels + PANEL % 2 * kPanel;
     int column = tile_column + PANEL * kPanelColumns;
     bool elected = threadIdx.x % 128 == 0;
-    if (elected) tma_store_wait_read<1>();  // the store before the last has read this panel
+    if (elected) tma_store_wait_read<kPanels == 1 ? 0 : 1>();  // the store that used this panel last has read it
     named_barrier_sync(1 + consumer, 128);
     fill_panel<PANEL>(panel, d, place, column, p, e);
     fence_proxy_async();

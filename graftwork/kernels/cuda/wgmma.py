@@ -35,13 +35,13 @@ def shared_bytes(tile_n: int) -> int:
     return stages(tile_n) * (TILE_M + tile_n) * DEPTH + 4 * PANEL + 16 * stages(tile_n)
 
 
-def choose_tile_n(columns: int, rows: int, batch: int, multiprocessors: int) -> int:
-    """256 columns where that fills the device, fewer for narrow or small products."""
+def choose_tile_n(columns: int, rows: int, batch: int, multiprocessors: int, out_dtype: str) -> int:
+    """256 columns where that fills the device, fewer for narrow or small products; at least 128 bytes of the output."""
     for tile_n in (256, 128):
         tiles = math.ceil(columns / tile_n) * math.ceil(rows / TILE_M) * batch
         if columns > tile_n // 2 and tiles >= multiprocessors:
             return tile_n
-    return 128 if columns > 64 else 64
+    return 128 if columns > 64 or BYTES[out_dtype] == 1 else 64
 
 
 class Unsupported(ValueError):
@@ -122,7 +122,7 @@ def gemm(
         return
     if k == 0 or (batch > 1 and splits > 1) or (splits > 1 and ldc != n):
         raise Unsupported("an empty sum, or splits of a batch or of a strided output")
-    tile_n = tile_n or choose_tile_n(n, m, batch, multiprocessors)
+    tile_n = tile_n or choose_tile_n(n, m, batch, multiprocessors, out_dtype)
     map_a = _operand(a, dtype, a_k, m, k, batch if batch_strides[0] else 1, lda, batch_strides[0], TILE_M)
     map_b = _operand(b, dtype, b_k, n, k, batch if batch_strides[1] else 1, ldb, batch_strides[1], tile_n // cluster)
     if batch > 1 and 0 in batch_strides:
@@ -191,7 +191,7 @@ def conv(
     if c.groups != 1:
         raise Unsupported("groups")
     m, n, taps = math.prod(c.out[:3]), c.out[3], math.prod(c.kernel)
-    tile_n = tile_n or choose_tile_n(n, m, 1, multiprocessors)
+    tile_n = tile_n or choose_tile_n(n, m, 1, multiprocessors, out_dtype)
     cluster = cluster if packed or tile_n // cluster >= 64 else 1
     base = (-c.padding[0][0], -c.padding[1][0])
     offsets = tuple((k - 1) * d for k, d in zip(c.kernel, c.dilation, strict=True))
@@ -216,7 +216,7 @@ def conv_input_grad(
     if c.groups != 1 or c.stride != (1, 1):
         raise Unsupported("groups or strides")
     m, n, taps = math.prod(c.input[:3]), c.input[3], math.prod(c.kernel)
-    tile_n = tile_n or choose_tile_n(n, m, 1, multiprocessors)
+    tile_n = tile_n or choose_tile_n(n, m, 1, multiprocessors, out_dtype)
     offsets = tuple((k - 1) * d for k, d in zip(c.kernel, c.dilation, strict=True))
     base = (c.padding[0][0] - offsets[0], c.padding[1][0] - offsets[1])
     image = _image_map(g, dtype, c.out, TILE_M, base, c.input[1:3], (1, 1), offsets)
@@ -242,7 +242,7 @@ def conv_weight_grad(
     pixels = math.prod(c.out[:3])
     blocks, depth = math.ceil(channels / 64), DEPTH // BYTES[dtype]
     m = taps * blocks * 64
-    tile_n = tile_n or choose_tile_n(n, m, 1, multiprocessors)
+    tile_n = tile_n or choose_tile_n(n, m, 1, multiprocessors, out_dtype)
     cluster = cluster if tile_n // cluster >= 64 else 1
     base = (-c.padding[0][0], -c.padding[1][0])
     offsets = tuple((k - 1) * d for k, d in zip(c.kernel, c.dilation, strict=True))
