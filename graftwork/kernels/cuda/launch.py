@@ -313,7 +313,18 @@ def machine_of(arrays: Sequence[Any]) -> Machine:
     if -1 in numbers or len(numbers) > 1:
         places = ", ".join("cpu" if isinstance(a, np.ndarray) else f"cuda:{a.device.id}" for a in arrays)
         raise DeviceError(f"a CUDA kernel needs all arrays on one GPU, these are on {places}; move them with x.to(...)")
-    return gpu(numbers.pop())
+    number = numbers.pop()
+    _require_current(number)
+    return gpu(number)
+
+
+def _require_current(number: int) -> None:
+    import cupy
+
+    if (current := cupy.cuda.runtime.getDevice()) != number:
+        raise DeviceError(
+            f"arrays on cuda:{number}, while the current GPU is {current}; put the calls into `with graftwork.cuda.device({number}):`"
+        )
 
 
 def address_of(array) -> int:
