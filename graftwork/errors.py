@@ -73,3 +73,11 @@ class PluginError(GraftworkError, RuntimeError):
 
 class GraphError(GraftworkError, RuntimeError):
     """A graph that contradicts itself: a pass made a mistake, or a graph file is damaged."""
+
+
+class KernelError(GraftworkError, RuntimeError):
+    """A kernel that does not compile, or that cannot be launched as asked."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A device without room for an array: the message says what was asked for, held and free."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError, KernelUnavailable
 
-BACKENDS = ("cpu", "reference")  # packages under kernels/ that hold a KERNELS catalogue
+BACKENDS = ("cpu", "reference", "cuda", "numba_cuda")  # packages under kernels/ that hold a KERNELS catalogue
 _lock = threading.RLock()
 
 
@@ -53,7 +53,7 @@ def _load_catalogues() -> None:
             return
         for backend in BACKENDS:
             package = importlib.import_module(f"graftwork.kernels.{backend}")
-            device = "cpu"
+            device = getattr(package, "DEVICE", "cpu")
             for op, variants in package.KERNELS.items():
                 for variant, target in variants.items():
                     module = target.partition(":")[0]

@@ -45,7 +45,8 @@ class Optimizer:
                 raise ConfigError(f"{type(self).__name__}: {name}={value}, expected at least 0")
         parameters = list(entry["parameters"])
         dtype = parameters[0].dtype if parameters else np.float32
-        return {"parameters": parameters, "lr": Tensor(np.asarray(rate, dtype)), "weight_decay": float(decay)}
+        device = parameters[0].device if parameters else "cpu"
+        return {"parameters": parameters, "lr": tensor(np.asarray(rate, dtype), device=device), "weight_decay": float(decay)}
 
     def _new_state(self, p: Tensor) -> dict[str, Tensor]:
         return {name: tensor(np.zeros(p.shape, p.dtype), device=p.device) for name in self.state_names}

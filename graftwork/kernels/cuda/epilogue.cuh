@@ -1,0 +1,102 @@
+// What happens to an accumulator between the main loop and memory: scale, bias, residual, activation, conversion, and the place in
+// the output. Shared by matrix products and convolutions.
+#pragma once
+#include "types.cuh"
+
+// Codes of the fused activations, as in kernels/cpu/_epilogue.py.
+enum Activation { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, kHardSigmoid, kTanh, kGelu };
+
+// NaN stays NaN in all of them. The activation is a macro of the kernel: one that is not used costs no code.
+#ifndef ACTIVATION
+#define ACTIVATION kNone
+#endif
+template <int A>
+DEVICE float activate(float x) {
+  [[maybe_unused]] float gate = x + 3.f < 0.f ? 0.f : x + 3.f > 6.f ? 6.f : x + 3.f;  // of the hard forms
+  if constexpr (A == kRelu) return x < 0.f ? 0.f : x;
+  else if constexpr (A == kRelu6) return x < 0.f ? 0.f : x > 6.f ? 6.f : x;
+  else if constexpr (A == kSilu) return x / (1.f + __expf(-x));
+  else if constexpr (A == kHardSwish) return x * gate * (1.f / 6.f);
+  else if constexpr (A == kSigmoid) return 1.f / (1.f + __expf(-x));
+  else if constexpr (A == kHardSigmoid) return gate * (1.f / 6.f);
+  else if constexpr (A == kTanh) return tanhf(x);
+  else if constexpr (A == kGelu) return 0.5f * x * (1.f + erff(x * 0.70710678f));
+  else return x;
+}
+
+// n / divisor for 0 <= n < 2^31 without a division (Granlund and Montgomery, 1994). launch arguments; see arguments.py.
+struct FastDivide {
+  u32 divisor, multiplier, shift;
+};
+DEVICE u32 divide(u32 n, FastDivide by) { return (__umulhi(n, by.multiplier) + n) >> by.shift; }
+DEVICE u32 divide(u32 n, FastDivide by, u32& remainder) {
+  u32 quotient = divide(n, by);
+  remainder = n - quotient * by.divisor;
+  return quotient;
+}
+
+// Where row m of the product begins in the output, in elements: m * ld, or, where the rows are the pixels of a sub-grid
+// of an image (one phase of a strided convolution's input gradient), the place of that pixel.
+struct RowMap {
+  i64 ld;               // from a row, or a pixel, to the next
+  i32 plain;            // 1: row m begins at m * ld
+  i32 image_height, image_width;
+  i32 start_y, start_x, step_y, step_x;
+  FastDivide height, width;  // of the sub-grid
+};
+DEVICE i64 row_offset(const RowMap& map, u32 m) {
+  if (map.plain) return i64(m) * map.ld;
+  u32 x, y;
+  u32 n = divide(divide(m, map.width, x), map.height, y);
+  return ((i64(n) * map.image_height + map.start_y + map.step_y * i32(y)) * map.image_width + map.start_x + map.step_x * i32(x)) * map.ld;
+}
+
+struct Epilogue {
+  const void* bias;      // one for each column, of the output's type (int32 for int8 products), or null
+  const void* residual;  // laid out as the output and of its type, added before the activation, or null
+  const float* scale;    // one for each column, multiplies accumulator plus bias, or null: requantisation
+  i32 wide;              // 1: rows of the output (and residual) begin on 16 bytes and their length is a multiple of it
+};
+
+// What of an output is not a pointer, passed by value.
+struct OutputForm {
+  RowMap rows;
+  i32 wide;  // as in Epilogue
+};
+
+template <class Bias>
+DEVICE float finish(float accumulator, float residual, int column, const Epilogue& e) {
+  float value = accumulator;
+  if (e.bias) value += to_float(static_cast<const Bias*>(e.bias)[column]);
+  return activate<ACTIVATION>(value + residual);
+}
+template <class Bias>
+DEVICE float finish(i32 accumulator, float residual, int column, const Epilogue& e) {
+  if (e.bias) accumulator += static_cast<const i32*>(e.bias)[column];  // exact
+  float value = to_float(accumulator);
+  if (e.scale) value *= e.scale[column];
+  return activate<ACTIVATION>(value + residual);
+}
+
+// Finishes COUNT neighbouring columns of a row and stores them; `offset` is that of the first one. COUNT elements are 16 bytes.
+template <class Out, class Bias, int COUNT, class Accumulator>
+DEVICE void store_columns(Out* out, i64 offset, int column, int columns, const Accumulator (&value)[COUNT], const Epilogue& e) {
+  const Out* residual = static_cast<const Out*>(e.residual);
+  if (e.wide && column + COUNT <= columns) {
+    union Pack {
+      Vec16 vector;
+      Out element[COUNT];
+      DEVICE Pack() {}
+    } added, pack;
+    if (residual) added.vector = *reinterpret_cast<const Vec16*>(residual + offset);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      pack.element[i] = from_float<Out>(finish<Bias>(value[i], residual ? to_float(added.element[i]) : 0.f, column + i, e));
+    *reinterpret_cast<Vec16*>(out + offset) = pack.vector;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    if (column + i < columns)
+      out[offset + i] = from_float<Out>(finish<Bias>(value[i], residual ? to_float(residual[offset + i]) : 0.f, column + i, e));
+}

@@ -1,0 +1,398 @@
+"""From an op call to launches.
+
+A kernel module describes an op as a pure function of shapes: `describe(b, *views, out=view, **attrs)`, where `b` is a Builder
+that collects steps (source file, macros, grid, block, arguments) and scratch arrays. `@kernel` turns it into what the registry
+wants, `fn(*arrays, out=..., **attrs)`: the steps are kept by shapes, strides, dtypes, alignments and attributes, so that a second
+call of the same form only fills in pointers. A Machine runs steps: `Gpu` through CuPy here, an emulator in the tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ...errors import DeviceError, DeviceMemoryError, DTypeError, KernelError
+from . import loader
+from .loader import Source
+from .tensor_map import TensorMap, encode
+
+VECTOR = 16  # bytes: the widest access of one thread
+_GRID = (2**31 - 1, 65535, 65535)
+
+
+class View(NamedTuple):
+    """An array as a description sees it: a slot (input, output or scratch) and its form. Strides and offset in elements."""
+
+    slot: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype
+    alignment: int  # of the first element's address, at most 16
+    offset: int = 0
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dense(self) -> bool:
+        """Row-major without gaps."""
+        if self.size == 0:
+            return True
+        expected = 1
+        for n, s in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if n != 1 and s != expected:
+                return False
+            expected *= n
+        return True
+
+    def reshape(self, *shape: int) -> View:
+        """The same dense memory under another shape."""
+        if math.prod(shape) != self.size or not self.dense:
+            raise KernelError(f"a view of shape {self.shape}, strides {self.strides} cannot be taken as {shape}")
+        return self._replace(shape=shape, strides=dense_strides(shape))
+
+    def moved(self, offset: int, shape: Sequence[int], strides: Sequence[int]) -> View:
+        """Other elements of the same array, the first one `offset` elements further on."""
+        address = (self.offset + offset) * self.dtype.itemsize
+        alignment = math.gcd(self.alignment, address) if address else self.alignment
+        return self._replace(shape=tuple(shape), strides=tuple(strides), offset=self.offset + offset, alignment=alignment)
+
+
+class Step(NamedTuple):
+    """One launch. Arguments are Views (passed as pointers), None (a null pointer), NumPy scalars,
+    structures (np.void, bytes) and TensorMaps of Views. cluster: blocks of a cluster, which the kernel itself declares."""
+
+    source: Source
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int
+    arguments: tuple[Any, ...]
+    cluster: int = 1
+
+
+class Scratch(NamedTuple):
+    """An array that a description needs for itself: it holds garbage at first."""
+
+    slot: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Description(NamedTuple):
+    """All steps of one call, in order, and the scratch arrays between them."""
+
+    steps: tuple[Step, ...]
+    scratch: tuple[Scratch, ...]
+
+
+def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+class Builder:
+    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work."""
+
+    def __init__(self, slots: int, capability: int, processors: int):
+        self.capability, self.processors = capability, processors
+        self.steps: list[Step] = []
+        self.scratch: list[Scratch] = []
+        self._slots = itertools.count(slots)
+
+    def launch(self, file: str, kernel: str, defines: dict[str, Any], grid, block, *arguments: Any, shared: int = 0,
+               cluster: int = 1) -> None:  # fmt: skip
+        """Add a launch. grid, block: an int or up to three. An empty grid adds nothing."""
+        grid, block = _three(grid), _three(block)
+        if 0 in grid:
+            return
+        if any(g > most for g, most in zip(grid, _GRID, strict=True)) or math.prod(block) > 1024:
+            raise KernelError(f"{kernel}: grid {grid} and block {block} exceed what a GPU takes ({_GRID}, 1024 threads)")
+        source = Source(file, tuple((k, str(v)) for k, v in defines.items()))
+        self.steps.append(Step(source, kernel, grid, block, shared, arguments, cluster))
+
+    def empty(self, shape: Sequence[int], dtype) -> View:
+        """A scratch array, row-major and aligned."""
+        made = Scratch(next(self._slots), tuple(shape), np.dtype(dtype))
+        self.scratch.append(made)
+        return View(made.slot, made.shape, dense_strides(made.shape), made.dtype, VECTOR)
+
+    def dense(self, view: View) -> View:
+        """The view itself if it is row-major without gaps, otherwise a copy that is."""
+        if view.dense:
+            return view
+        from .copies import describe_copy
+
+        made = self.empty(view.shape, view.dtype)
+        describe_copy(self, view, made)
+        return made
+
+    def finish(self) -> Description:
+        return Description(tuple(self.steps), tuple(self.scratch))
+
+
+def _three(value) -> tuple[int, int, int]:
+    values = (int(value),) if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
+    return (*values, *(1,) * (3 - len(values)))  # type: ignore[return-value]
+
+
+# -- element types -----------------------------------------------------------------------------------------------------
+
+C_TYPES = {
+    "float16": "half_t", "bfloat16": "bf16_t", "float32": "float", "float64": "double", "bool": "bool", "int8": "i8",
+    "int16": "i16", "int32": "i32", "int64": "i64", "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+}  # fmt: skip
+
+
+def c_type(dtype: np.dtype) -> str:
+    """The name of a dtype in the kernels' sources."""
+    try:
+        return C_TYPES[dtype.name]
+    except KeyError:
+        raise DTypeError(f"no CUDA kernel for dtype {dtype}; supported: {', '.join(C_TYPES)}") from None
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def vector_width(*views: View, runs: Sequence[int] = ()) -> int:
+    """How many neighbouring elements one access may take: 16 bytes of the widest dtype, if every address and run allows it.
+
+    runs: numbers of elements, such as the length of a row, that the width must divide.
+    """
+    width = VECTOR // max(v.dtype.itemsize for v in views)
+    while width > 1 and (
+        any(v.alignment % (width * v.dtype.itemsize) for v in views) or any(run % width for run in runs)
+    ):
+        width //= 2
+    return width
+
+
+# -- structures passed by value ----------------------------------------------------------------------------------------
+
+
+def structure(fields: Sequence[tuple[str, str, Any]]) -> np.void:
+    """A C structure by value, laid out as the compiler does: (name, NumPy type, value) each."""
+    return _filled(tuple((name, kind, np.shape(value)) for name, kind, value in fields), [v for _, _, v in fields])
+
+
+@functools.lru_cache(256)
+def _layout(fields) -> np.dtype:
+    return np.dtype([(name, kind, shape) if shape else (name, kind) for name, kind, shape in fields], align=True)
+
+
+def _filled(fields, values) -> np.void:
+    made = np.zeros((), _layout(fields))
+    for (name, _, _), value in zip(fields, values, strict=True):
+        made[name] = value
+    return made[()]
+
+
+# -- machines ----------------------------------------------------------------------------------------------------------
+
+
+class Machine(Protocol):
+    """What runs steps: capability (10 * major + minor), processors (multiprocessors), and two methods."""
+
+    capability: int
+    processors: int
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any: ...
+
+    def run(self, step: Step, pointers: dict[int, int]) -> None: ...
+
+
+stand_in: Machine | None = None  # tests put an emulator here; it takes NumPy arrays
+
+
+class Gpu:
+    """One CUDA device through CuPy: its memory pool, its current stream, the driver's launch."""
+
+    def __init__(self, number: int):
+        import cupy
+
+        self.number, self._cupy = number, cupy
+        self.device = cupy.cuda.Device(number)
+        self.capability = int(self.device.compute_capability)
+        self.processors = self.device.attributes["MultiProcessorCount"]
+        self._launch = cupy.cuda.driver.launchKernel
+        self._stream = cupy.cuda.get_current_stream
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return empty(shape, dtype, self.number)
+
+    def run(self, step: Step, pointers: dict[int, int]) -> None:
+        handle = loader.function(self.number, step.source, step.kernel, step.shared)
+        packed = pack(step.arguments, pointers)
+        self._launch(handle, *step.grid, *step.block, step.shared, self._stream().ptr, packed.address, 0)
+
+
+class Packed:
+    """Arguments as the driver wants them: an array of addresses. Keeps alive what they point to."""
+
+    __slots__ = ("_kept", "_pointers", "address")
+
+    def __init__(self, values: list[np.ndarray]):
+        self._kept = values
+        self._pointers = (ctypes.c_void_p * max(len(values), 1))(*(v.ctypes.data for v in values))
+        self.address = ctypes.addressof(self._pointers)
+
+
+def pack(arguments: Sequence[Any], pointers: dict[int, int]) -> Packed:
+    """Arguments with every View replaced by its address."""
+    values = []
+    for a in arguments:
+        if isinstance(a, View):
+            a = np.uint64(_address(a, pointers))
+        elif isinstance(a, TensorMap):
+            a = encode(a, _address(a.array, pointers))
+        elif a is None:  # a null pointer
+            a = np.uint64(0)
+        values.append(np.frombuffer(a, np.uint8) if isinstance(a, bytes) else np.asarray(a))
+    return Packed(values)
+
+
+def _address(view: View, pointers: dict[int, int]) -> int:
+    return pointers[view.slot] + view.offset * view.dtype.itemsize
+
+
+@functools.cache
+def gpu(number: int) -> Gpu:
+    """The machine for a device number."""
+    return Gpu(number)
+
+
+def empty(shape, dtype, number: int | None = None):
+    """An uninitialised CuPy array. Raises DeviceMemoryError, saying what was asked for, what is held and what is free."""
+    import cupy
+
+    try:
+        if number is None:
+            return cupy.empty(shape, dtype)
+        with cupy.cuda.Device(number):
+            return cupy.empty(shape, dtype)
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        free, total = cupy.cuda.runtime.memGetInfo()
+        pool = cupy.get_default_memory_pool()
+        asked = math.prod(np.atleast_1d(np.asarray(shape, np.int64)).tolist()) * np.dtype(dtype).itemsize
+        raise DeviceMemoryError(explain_memory(asked, tuple(np.atleast_1d(shape)), np.dtype(dtype), pool.used_bytes(),
+                                               pool.total_bytes(), free, total)) from error  # fmt: skip
+
+
+def explain_memory(asked: int, shape, dtype, used: int, pooled: int, free: int, total: int) -> str:
+    """The sentence for a device that is full."""
+    mib = 1 / (1 << 20)
+    return (
+        f"no room for an array of {'x'.join(map(str, shape))} {dtype} ({asked * mib:.0f} MiB) on the GPU: this process uses "
+        f"{used * mib:.0f} MiB and keeps {(pooled - used) * mib:.0f} MiB for reuse, {free * mib:.0f} of {total * mib:.0f} MiB are "
+        "free. Use a smaller batch, or free tensors you no longer need"
+    )
+
+
+def machine_of(arrays: Sequence[Any]) -> Machine:
+    """The machine that holds these arrays. Raises DeviceError for arrays of the host or of two devices."""
+    numbers = set()
+    for a in arrays:
+        if isinstance(a, np.ndarray):
+            numbers.add(-1)
+        else:
+            numbers.add(a.device.id)
+    if numbers == {-1} and stand_in is not None:
+        return stand_in
+    if -1 in numbers or len(numbers) > 1:
+        places = ", ".join("cpu" if isinstance(a, np.ndarray) else f"cuda:{a.device.id}" for a in arrays)
+        raise DeviceError(f"a CUDA kernel needs all arrays on one GPU, these are on {places}; move them with x.to(...)")
+    number = numbers.pop()
+    _require_current(number)
+    return gpu(number)
+
+
+def _require_current(number: int) -> None:
+    import cupy
+
+    if (current := cupy.cuda.runtime.getDevice()) != number:
+        raise DeviceError(
+            f"arrays on cuda:{number}, while the current GPU is {current}; put the calls into `with graftwork.cuda.device({number}):`"
+        )
+
+
+def address_of(array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def view_of(slot: int, array) -> View:
+    """An array's form. DTypeError for strides that are not whole elements."""
+    size = array.dtype.itemsize
+    if any(s % size for s in array.strides):
+        raise DTypeError(
+            f"an array of {array.dtype} with strides of {array.strides} bytes: they must be multiples of {size}; copy it first"
+        )
+    address = address_of(array)
+    if address % size:
+        raise DTypeError(f"an array of {array.dtype} at address {address:#x}, which is not a multiple of {size}; copy it first")
+    return View(slot, tuple(array.shape), tuple(s // size for s in array.strides), array.dtype, math.gcd(address, VECTOR) or VECTOR)
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def kernel(describe: Callable) -> Callable:
+    """The registry's function `fn(*arrays, out=..., **attrs)` from `describe(builder, *views, out=..., **attrs)`."""
+    kept: dict[Any, Description] = {}
+
+    @functools.wraps(describe)
+    def fn(*arrays: Any, out: Any = None, **attrs: Any) -> None:
+        many = isinstance(out, tuple)
+        outs = out if many else () if out is None else (out,)
+        everything = (*arrays, *outs)
+        machine = machine_of(everything)
+        views = tuple([view_of(i, a) for i, a in enumerate(everything)])
+        form = (views, len(arrays), machine.capability, machine.processors, freeze(attrs))
+        description = kept.get(form)
+        if description is None:
+            description = _describe(describe, views, len(arrays), many, machine, attrs)
+            if len(kept) >= 4096:  # a program with ever new shapes must not grow without end
+                kept.clear()
+            kept[form] = description
+        run(description, everything, machine)
+
+    fn.describe = describe  # type: ignore[attr-defined]
+    return fn
+
+
+def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:
+    builder = Builder(len(views), machine.capability, machine.processors)
+    outs = views[inputs:]
+    given = outs if many else outs[0] if outs else None
+    describe(builder, *views[:inputs], out=given, **attrs)
+    return builder.finish()
+
+
+def run(description: Description, arrays: Sequence[Any], machine: Machine) -> None:
+    """Fill in the pointers of a description and launch its steps in order."""
+    pointers = {i: address_of(a) for i, a in enumerate(arrays)}
+    scratch = [machine.empty(s.shape, s.dtype) for s in description.scratch]
+    for s, made in zip(description.scratch, scratch, strict=True):
+        pointers[s.slot] = address_of(made)
+    for step in description.steps:
+        machine.run(step, pointers)
+
+
+def freeze(value: Any) -> Any:
+    """Attributes as a dictionary's key: slices and dictionaries become tuples."""
+    if isinstance(value, dict):
+        return tuple([(k, freeze(v)) for k, v in value.items()])
+    if isinstance(value, (tuple, list)):
+        return tuple([freeze(v) for v in value])
+    return ("slice", value.start, value.stop, value.step) if isinstance(value, slice) else value

@@ -1,0 +1,42 @@
+"""The emulator as a machine for `graftwork.kernels.cuda.launch`: the kernels' own launch code runs on NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from emulator import Struct, emulate, tensor_map
+
+from graftwork.kernels.cuda.launch import Step, View
+from graftwork.kernels.cuda.tensor_map import TensorMap
+
+
+class EmulatorMachine:
+    """Runs steps on the CPU. `steps` counts them."""
+
+    def __init__(self, capability: int = 90, processors: int = 4, seed: int = 0):
+        self.capability, self.processors, self.seed = capability, processors, seed
+        self.steps = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        made = np.empty(shape, dtype)
+        made.reshape(-1).view(np.uint8)[:] = 0xC3  # garbage, so that a kernel that relies on zeros is seen
+        return made
+
+    def run(self, step: Step, pointers: dict[int, int]) -> None:
+        self.steps += 1
+        arguments = [_argument(a, pointers) for a in step.arguments]
+        emulate(step.source.file, step.kernel, step.grid, step.block, step.shared, arguments, defines=dict(step.source.defines),
+                arch=self.capability * 10, seed=self.seed, cluster=(step.cluster, 1, 1))  # fmt: skip
+
+
+def _argument(value: Any, pointers: dict[int, int]) -> Any:
+    if isinstance(value, TensorMap):
+        view = value.array
+        address = pointers[view.slot] + view.offset * view.dtype.itemsize
+        return Struct(tensor_map.encode(value, address, view.dtype.itemsize))
+    if isinstance(value, View):
+        address = pointers[value.slot] + value.offset * value.dtype.itemsize
+        return np.ctypeslib.as_array((ctypes.c_byte * 1).from_address(address))
+    return Struct(value if isinstance(value, bytes) else value.tobytes()) if isinstance(value, (np.void, bytes)) else value
