@@ -105,7 +105,8 @@ def test_zoo_info_gives_numbers_and_layers():
 
 def test_kernels_list_has_every_entry():
     lines = [line for line in succeed("kernels", "list").splitlines() if line.startswith("│")]
-    assert len(lines) == len(kernels.list())
+    rows = [line for line in lines if line[1:].split("│")[0].strip()]  # a long list of dtypes goes on in a line below
+    assert len(rows) == len(kernels.list())
     conv = succeed("kernels", "list", "--op", "conv2d", "--device", "cpu")
     assert all(e.variant in conv for e in kernels.list("conv2d", "cpu")) and "matmul" not in conv
 

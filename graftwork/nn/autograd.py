@@ -44,8 +44,8 @@ class Changes:
 
 def memory(array):
     """The array that owns the memory that `array` looks at."""
-    while isinstance(array.base, type(array)):
-        array = array.base
+    while isinstance(base := getattr(array, "base", None), type(array)):
+        array = base
     return array
 
 

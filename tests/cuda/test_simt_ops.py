@@ -17,7 +17,7 @@ TOLERANCE = {"float32": 2e-5, "float64": 1e-12, "float16": 4e-3}
 
 def cases():
     for i, (op, sample) in enumerate(SAMPLES):
-        if op.view is not None:
+        if op.view is not None or op.name == "in_range":  # which stands in captured graphs only
             continue
         yield pytest.param(op, sample, "float32", "contiguous", id=f"{op.name}-{i}-float32")
         if i in FIRST:

@@ -14,6 +14,8 @@ KERNELS = {
     op: {"cuda": f"{_ELSEWHERE.get(op, _MODULES.get(family, family))}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()
 }
 
+del KERNELS["in_range"]  # stands in captured graphs only, and those are replayed on the CPU so far
+
 for _op in ("matmul", "linear", "conv2d", "conv2d_input_grad", "conv2d_weight_grad"):
     KERNELS[_op]["tf32"] = f"tf32:{_op}"
 
