@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10 beside PyTorch, from the same initial weights on the same batches.
 
-    python -m bench.resnet20 CIFAR.h5 [--steps 100] [--epoch]
+    python -m bench.resnet20 CIFAR.h5 [--steps 100 | --epoch]
 
 CIFAR.h5 holds `jpeg` (all files' bytes), `offset` and `label`; the last 5,000 images are kept for validation. Writes loss
 curves, their difference, and the time of a step; and how far the gradients of the first batch lie apart in float64, and in
@@ -123,9 +123,9 @@ def batches(model, pixels, labels, steps: int, seed: int = 0):
         yield (x, gw.tensor(t)), (torch.tensor(x.numpy().transpose(0, 3, 1, 2).copy()), torch.tensor(t))
 
 
-def measure(path: Path, steps: int, epoch: bool) -> dict:
-    pixels, labels = load(path)
-    train, test = slice(0, -VALIDATION), slice(-VALIDATION, None)
+def measure(pixels, labels, steps: int) -> dict:
+    """Curves, gradients and the time of a step, ours beside PyTorch's."""
+    train = slice(0, -VALIDATION)
     pair, curves = Pair(), ([], [])
     for (x, t), (u, v) in batches(pair.model, pixels[train], labels[train], steps):
         curves[0].append(pair.ours(x, t))
@@ -142,8 +142,6 @@ def measure(path: Path, steps: int, epoch: bool) -> dict:
         "step_ratio": round(times["graftwork"] / times["torch_channels_last"], 3),
         "losses": {"graftwork": ours.round(5).tolist(), "torch": theirs.round(5).tolist()},
     }
-    if epoch:
-        result["epoch"] = one_epoch(pixels, labels, train, test)
     return result
 
 
@@ -183,8 +181,9 @@ def _channels_last():
     return torch.channels_last
 
 
-def one_epoch(pixels, labels, train, test) -> dict:
+def one_epoch(pixels, labels) -> dict:
     """One whole epoch through the Trainer, and the accuracy after it."""
+    train, test = slice(0, -VALIDATION), slice(-VALIDATION, None)
     gw.manual_seed(0)
     model = zoo.create("resnet20")
     prepare = lambda rng, x, t: (model.normalise(x).numpy(), t)  # noqa: E731 - one line of preprocessing
@@ -201,11 +200,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="ResNet-20 beside PyTorch")
     parser.add_argument("cifar", type=Path)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--epoch", action="store_true", help="also train one whole epoch")
+    parser.add_argument("--epoch", action="store_true", help="train one whole epoch instead, by ourselves")
     arguments = parser.parse_args()
-    result = measure(arguments.cifar, arguments.steps, arguments.epoch)
+    pixels, labels = load(arguments.cifar)
+    name = "resnet20_epoch" if arguments.epoch else "resnet20"
+    result = one_epoch(pixels, labels) if arguments.epoch else measure(pixels, labels, arguments.steps)
     print(json.dumps({k: v for k, v in result.items() if k != "losses"}, indent=2))
-    print("wrote", write("resnet20", result))
+    print("wrote", write(name, result))
 
 
 if __name__ == "__main__":

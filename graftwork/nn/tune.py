@@ -16,11 +16,13 @@ BETTER = 0.97  # a candidate replaces the heuristic's choice only if it takes le
 
 
 class Choice(NamedTuple):
-    """One convolution: its key in the table, microseconds by variant, and the heuristic's own choice."""
+    """One convolution: its key in the table, microseconds by candidate ("heuristic" among them), and which candidate the
+    heuristic chose."""
 
     key: str
     times: dict[str, float]
-    heuristic: str
+    chosen: str
+    heuristic: str = "heuristic"
 
     @property
     def best(self) -> str:
@@ -28,7 +30,8 @@ class Choice(NamedTuple):
 
     @property
     def changed(self) -> bool:
-        return self.best != self.heuristic and self.times[self.best] < BETTER * self.times[self.heuristic]
+        new = self.best not in (self.heuristic, self.chosen)
+        return new and self.times[self.best] < BETTER * self.times[self.heuristic]
 
 
 def tune(graph: Graph, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Choice]:
@@ -65,9 +68,8 @@ def _choose(key: str, node: Node, conv_select) -> Choice:
     own = conv_select.plan_conv2d(*specs, out=out, **node.attrs)
     if known is not None:
         tuning.table()[key] = known
-    heuristic = "heuristic"
-    plans[heuristic] = own
-    return Choice(key, _times(plans, specs, out), heuristic)
+    chosen = next((name for name, plan in plans.items() if plan.variant == own.variant), "")
+    return Choice(key, _times({**plans, "heuristic": own}, specs, out), chosen)
 
 
 def _times(plans: dict[str, Plan], specs: list[Spec], out: Spec) -> dict[str, float]:

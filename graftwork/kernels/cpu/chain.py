@@ -58,8 +58,11 @@ OPS = frozenset(TABLE) - frozenset(_SIMPLE) | {"cast"}
 # -- the machine -------------------------------------------------------------------------------------------------------
 
 
-def _loop(builder: ir.IRBuilder, first: ir.Value, last: ir.Value, body: Callable[[ir.Value], None]) -> None:
-    """`for i in range(first, last, LANES): body(i)`."""
+_PAIR = 2 * LANES  # two vectors side by side hide each other's latencies: the functions are long chains of dependent steps
+
+
+def _loop(builder: ir.IRBuilder, first: ir.Value, last: ir.Value, step: int, body: Callable[[ir.Value], None]) -> None:
+    """`for i in range(first, last, step): body(i)`."""
     entry = builder.block
     head, inside, end = (builder.append_basic_block(n) for n in ("head", "inside", "end"))
     builder.branch(head)
@@ -69,7 +72,7 @@ def _loop(builder: ir.IRBuilder, first: ir.Value, last: ir.Value, body: Callable
     builder.cbranch(builder.icmp_signed("<", index, last), inside, end)
     builder.position_at_end(inside)
     body(index)
-    index.add_incoming(builder.add(index, WORD(LANES)), builder.block)
+    index.add_incoming(builder.add(index, WORD(step)), builder.block)
     builder.branch(head)
     builder.position_at_end(end)
 
@@ -78,20 +81,22 @@ def _emit_step(builder, entry, out, operands, count, parameters) -> None:
     """out[i] = function(operands[i]..., parameters...) for i < count."""
     arity, extra, function = entry
 
-    def compute(values):
+    def compute(values, lanes):
         made = [Value(builder, v) for v in values]
-        return function(*made, *(Value(builder, splat(builder, p)) for p in parameters[:extra])).ir
+        return function(*made, *(Value(builder, splat(builder, p, lanes)) for p in parameters[:extra])).ir
 
     def whole(index):
-        store_at(builder, compute([load_at(builder, p, index, FLOAT) for p in operands[:arity]]), out, index)
+        values = [load_at(builder, p, index, FLOAT, _PAIR) for p in operands[:arity]]
+        store_at(builder, compute(values, _PAIR), out, index)
 
     def partial(index):
         mask = first_lanes(builder, builder.sub(count, index))
-        store_part(builder, compute([load_part(builder, p, index, FLOAT, mask) for p in operands[:arity]]), out, index, mask)
+        values = [load_part(builder, p, index, FLOAT, mask) for p in operands[:arity]]
+        store_part(builder, compute(values, LANES), out, index, mask)
 
-    full = builder.and_(count, WORD(-LANES))
-    _loop(builder, WORD(0), full, whole)
-    _loop(builder, full, count, partial)
+    full = builder.and_(count, WORD(-_PAIR))
+    _loop(builder, WORD(0), full, _PAIR, whole)
+    _loop(builder, full, count, LANES, partial)
 
 
 @intrinsic

@@ -27,6 +27,7 @@ from .vector import (
     load_some,
     maximum,
     single,
+    store,
     store_some,
     total,
     where,
@@ -59,20 +60,34 @@ def _row_max(x, at, n):
 @njit(nogil=True)
 def _exp_row(x, at, n, shift, out, target):
     """out = exp(x - shift); returns the sum."""
-    s, zero = fill64(0.0), fill(np.float32(0))
-    for i in range(0, n, LANES):
+    s, t, zero = fill64(0.0), fill64(0.0), fill(np.float32(0))
+    i = 0
+    while i + 2 * LANES <= n:
+        e, f = _exp_negative(load(x, at + i) - shift), _exp_negative(load(x, at + i + LANES) - shift)
+        s, t = s + double(e), t + double(f)
+        store(out, target + i, e)
+        store(out, target + i + LANES, f)
+        i += 2 * LANES
+    while i < n:
         e = where(lanes_below(n - i), _exp_negative(load_some(x, at + i, n - i) - shift), zero)
         s += double(e)
         store_some(out, target + i, e, n - i)
-    return total(s)
+        i += LANES
+    return total(s + t)
 
 
 @njit(nogil=True)
 def _exp_sum(x, at, n, shift):
-    s, zero = fill64(0.0), fill(np.float32(0))
-    for i in range(0, n, LANES):
+    s, t, zero = fill64(0.0), fill64(0.0), fill(np.float32(0))
+    i = 0
+    while i + 2 * LANES <= n:
+        s += double(_exp_negative(load(x, at + i) - shift))
+        t += double(_exp_negative(load(x, at + i + LANES) - shift))
+        i += 2 * LANES
+    while i < n:
         s += double(where(lanes_below(n - i), _exp_negative(load_some(x, at + i, n - i) - shift), zero))
-    return total(s)
+        i += LANES
+    return total(s + t)
 
 
 @runtime.task

@@ -30,6 +30,8 @@ from .runtime import Task
 from .simd import LANES, ROWS
 
 _F32, _I64 = types.CPointer(types.float32), types.CPointer(types.int64)
+STREAMED = 4  # with so few rows, b is read once at the speed of memory: its next lines are asked for
+AHEAD = 1024  # floats
 _FLOAT, _INT, _BOOL = ir.FloatType(), ir.IntType(64), ir.IntType(1)
 _VECTOR, _MASK = ir.VectorType(_FLOAT, LANES), ir.VectorType(_BOOL, LANES)
 _OPTIONS = {"boundscheck": False, "error_model": "numpy"}
@@ -275,6 +277,9 @@ def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, s
     multiples = simd.row_multiples(builder, row_bytes, rows)
 
     def step(first, ninth, b_here, values):
+        if rows <= STREAMED:
+            for j in range(vectors):
+                _prefetch(builder, builder.gep(b_here, [_INT(AHEAD + j * LANES)]))
         columns = [simd._load(builder, b_here, _INT(0), j) for j in range(vectors)]
         results = []
         for i in range(rows):
@@ -299,6 +304,13 @@ def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, s
         return _loop(builder, run, [first, ninth, b_here, *values], inner)[2:]
 
     return _loop(builder, segments, [b, *start], segment)[1:]
+
+
+def _prefetch(builder, pointer) -> None:
+    """Ask for the cache line of a float that will be read soon; past the end of the array it does nothing."""
+    kind = ir.FunctionType(ir.VoidType(), [_FLOAT.as_pointer(), *[ir.IntType(32)] * 3])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, *(ir.IntType(32)(n) for n in (0, 3, 1))])  # to read, keep, data
 
 
 def _loop(builder, count, values, body):

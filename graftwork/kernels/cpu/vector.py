@@ -215,12 +215,11 @@ def as_number(mask: Value, element: ir.Type = FLOAT) -> Value:
     return select(mask, mask.new(constant(kind, 1)), mask.new(constant(kind, 0)))
 
 
-def splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+def splat(builder: ir.IRBuilder, scalar: ir.Value, lanes: int = LANES) -> ir.Value:
     """A scalar in every lane."""
-    kind = vector_of(scalar.type)
-    undefined = ir.Constant(kind, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, scalar, ir.Constant(INT, 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(vector_of(INT), [0] * LANES))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
 
 
 def pointer_to(builder: ir.IRBuilder, pointer: ir.Value, offset: ir.Value, kind: ir.Type) -> ir.Value:
@@ -228,8 +227,10 @@ def pointer_to(builder: ir.IRBuilder, pointer: ir.Value, offset: ir.Value, kind:
     return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
 
 
-def load_at(builder: ir.IRBuilder, pointer: ir.Value, offset: ir.Value, element: ir.Type) -> ir.Value:
-    loaded = builder.load(pointer_to(builder, pointer, offset, vector_of(element)))
+def load_at(
+    builder: ir.IRBuilder, pointer: ir.Value, offset: ir.Value, element: ir.Type, lanes: int = LANES
+) -> ir.Value:
+    loaded = builder.load(pointer_to(builder, pointer, offset, ir.VectorType(element, lanes)))
     loaded.align = 1 if element is BYTE else element.get_abi_size(_TARGET)
     return loaded
 
