@@ -79,9 +79,10 @@ def describe(executable: Executable) -> dict[str, Any]:
         "outputs": [{"name": v.name, "shape": list(v.shape), "dtype": str(v.dtype)} for v in graph.outputs],
         "nodes": [
             {
-                "op": n.op.name, "text": statement(n), "output": _output(n), "line": n.source(),
-                "inputs": [v.name for v in n.inputs], "outputs": [v.name for v in n.outputs],
-                "kernel": kernel_of(n, kernels.get(n)), "flops": n.flops, "bytes": n.bytes_moved,
+                "op": n.op.name, "text": statement(n), "inputs": [v.name for v in n.inputs],
+                "outputs": [v.name for v in n.outputs], "output": _output(n), "kernel": kernel_of(n, kernels.get(n)),
+                "flops": n.flops, "bytes": n.bytes_moved,
+                "line": n.source(),
             }
             for n in graph.nodes
             if n not in ahead
