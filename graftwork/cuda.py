@@ -15,10 +15,33 @@ def _problem() -> str | None:
     except ImportError:
         return "CuPy is not installed; install graftwork[cuda13] (or [cuda12] for an older driver)"
     try:
+        driver, runtime = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+        if (old := _driver_problem(driver, runtime)) is not None:
+            return old
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # CuPy's own hierarchy cannot be named where its libraries are missing
         return f"CuPy finds no usable driver ({error}); install an NVIDIA driver that matches the CUDA version"
-    return None if count else "the driver reports no GPU; check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+    if not count:
+        return "the driver reports no GPU; check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+    return None if _has_compiler() else "there is no NVRTC, which compiles the kernels; install the wheel nvidia-cuda-nvrtc"
+
+
+def _driver_problem(driver: int, runtime: int) -> str | None:
+    """What is wrong with a driver for CUDA `driver`, for a CuPy built on `runtime` (both 1000 * major + 10 * minor)."""
+    if driver == 0:
+        return "there is no NVIDIA driver on this machine (libcuda.so.1 is missing or does not start); install one"
+    if driver // 1000 < runtime // 1000:
+        return (
+            f"the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, the installed CuPy needs CUDA {runtime // 1000}; "
+            f"install a newer driver, or graftwork[cuda{driver // 1000}]"
+        )
+    return None
+
+
+def _has_compiler() -> bool:
+    from .kernels.cuda import nvrtc
+
+    return nvrtc.is_available()
 
 
 def is_available() -> bool:
@@ -31,8 +54,32 @@ def why_not() -> str | None:
     return _problem()
 
 
-def place(array, number: int = 0):
-    """Copy an array to GPU `number`. Raises DeviceError where that is not possible."""
+def device(number: int):
+    """A context in which new arrays are made on GPU `number`: `with gw.cuda.device(1): ...`. Ops on tensors of another than the
+    current GPU belong inside."""
+    _require(number)
+    import cupy
+
+    return cupy.cuda.Device(number)
+
+
+def synchronize() -> None:
+    """Wait until the current GPU has done all it was given."""
+    _require(0)
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def adopt(array):
+    """Someone else's GPU array (`__cuda_array_interface__` or DLPack) as a CuPy array on the same memory."""
+    _require(0)
+    import cupy
+
+    return cupy.asarray(array) if hasattr(array, "__cuda_array_interface__") else cupy.from_dlpack(array)
+
+
+def _require(number: int) -> None:
     if (problem := _problem()) is not None:
         raise DeviceError(f'device "cuda:{number}" is not usable: {problem}')
     import cupy
@@ -40,5 +87,12 @@ def place(array, number: int = 0):
     count = cupy.cuda.runtime.getDeviceCount()
     if number >= count:
         raise DeviceError(f'device "cuda:{number}" does not exist: this machine has {count} GPU(s), numbered from 0')
+
+
+def place(array, number: int = 0):
+    """Copy an array to GPU `number`. Raises DeviceError where that is not possible."""
+    _require(number)
+    import cupy
+
     with cupy.cuda.Device(number):
         return cupy.asarray(array)

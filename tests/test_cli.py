@@ -107,7 +107,7 @@ def test_kernels_list_has_every_entry():
     lines = [line for line in succeed("kernels", "list").splitlines() if line.startswith("│")]
     assert len(lines) == len(kernels.list())
     conv = succeed("kernels", "list", "--op", "conv2d", "--device", "cpu")
-    assert all(e.variant in conv for e in kernels.list("conv2d")) and "matmul" not in conv
+    assert all(e.variant in conv for e in kernels.list("conv2d", "cpu")) and "matmul" not in conv
 
 
 def test_kernels_list_of_nothing():

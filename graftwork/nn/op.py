@@ -133,15 +133,13 @@ class Op:
             raise DTypeError(f"{self.name}: no tensor given, expected at least one")
         self._require_one_device(inputs)
         x = inputs[self.key].data
-        empty: Callable = np.empty
+        empty: Callable
+        empty = np.empty
         if type(x) is not np.ndarray:
-            import cupy
-
-            empty = cupy.empty
+            from ..kernels.cuda.launch import empty
         kernel = self.view or registry.get(self.name, device=device_of(x), dtype=x.dtype)
         self.table.setdefault(type(x), {})[x.dtype] = kernel, empty
         return kernel, empty
-
 
     def _require_one_device(self, inputs) -> None:
         devices = [device_of(t.data) for t in inputs]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError
 from .autograd import mode, no_grad
+from .modules.module import assign
 from .ops.update import ADAM_UPDATE, INCREMENT, SGD_UPDATE
 from .tensor import Tensor, tensor
 
@@ -44,7 +45,8 @@ class Optimizer:
                 raise ConfigError(f"{type(self).__name__}: {name}={value}, expected at least 0")
         parameters = list(entry["parameters"])
         dtype = parameters[0].dtype if parameters else np.float32
-        return {"parameters": parameters, "lr": Tensor(np.asarray(rate, dtype)), "weight_decay": float(decay)}
+        device = parameters[0].device if parameters else "cpu"
+        return {"parameters": parameters, "lr": tensor(np.asarray(rate, dtype), device=device), "weight_decay": float(decay)}
 
     def _new_state(self, p: Tensor) -> dict[str, Tensor]:
         return {name: tensor(np.zeros(p.shape, p.dtype), device=p.device) for name in self.state_names}
@@ -102,10 +104,10 @@ class Optimizer:
             )
         self.steps.data[...] = state["steps"]
         for i, group in enumerate(self.groups):
-            group["lr"].data[...] = state[f"lr.{i}"]
+            assign(group["lr"], state[f"lr.{i}"])
         for i, tensors in enumerate(self.state):
             for name, value in tensors.items():
-                value.data[...] = state[f"{name}.{i}"]
+                assign(value, state[f"{name}.{i}"])
 
 
 class SGD(Optimizer):

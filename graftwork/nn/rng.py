@@ -10,10 +10,11 @@ import numpy as np
 
 from ..errors import ConfigError
 from .autograd import mode
-from .tensor import Tensor
+from .tensor import Tensor, tensor
 
 _generator = np.random.default_rng(0)
 _state = Tensor(np.array([0, 0], np.uint64))
+_on_devices: dict[str, Tensor] = {}  # copies on GPUs, made from the CPU's state when a device first draws, then on their own
 
 
 def manual_seed(seed: int) -> np.random.Generator:
@@ -23,6 +24,7 @@ def manual_seed(seed: int) -> np.random.Generator:
         raise ConfigError(f"manual_seed: {seed!r}; expected an integer from 0 to 2**64 - 1")
     _generator = np.random.default_rng(int(seed))
     _state.data[:] = seed, 0
+    _on_devices.clear()
     return _generator
 
 
@@ -33,17 +35,29 @@ def generator() -> np.random.Generator:
     return _generator
 
 
-def default_state() -> Tensor:
-    """The state that random ops use unless given another: uint64 (seed, counter)."""
-    return _state
+def default_state(device: str = "cpu") -> Tensor:
+    """The state that random ops on a device use unless given another: uint64 (seed, counter)."""
+    if device == "cpu":
+        return _state
+    if device not in _on_devices:
+        if mode.trace is not None:
+            mode.trace.refuse(f"the first random number on {device} would be drawn inside a captured function; draw one before it")
+        _on_devices[device] = tensor(_state.data.copy(), device=device)
+    return _on_devices[device]
 
 
 def get_state() -> dict:
     """Everything needed to go on exactly from here, as plain values."""
-    return {"numpy": _generator.bit_generator.state, "ops": [int(v) for v in _state.data]}
+    state = {"numpy": _generator.bit_generator.state, "ops": [int(v) for v in _state.data]}
+    if _on_devices:
+        state["devices"] = {name: [int(v) for v in t.numpy()] for name, t in _on_devices.items()}
+    return state
 
 
 def set_state(state: dict) -> None:
     """Go on from what `get_state` returned."""
     _generator.bit_generator.state = state["numpy"]
     _state.data[:] = state["ops"]
+    _on_devices.clear()
+    for name, values in state.get("devices", {}).items():
+        _on_devices[name] = tensor(np.array(values, np.uint64), device=name)

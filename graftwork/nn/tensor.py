@@ -144,6 +144,13 @@ class Tensor:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        """Only tensors on a GPU have it, so that others ask `hasattr` and get the truth."""
+        if isinstance(self.data, np.ndarray):
+            raise AttributeError("a tensor on the CPU has no __cuda_array_interface__; use numpy()")
+        return self.data.__cuda_array_interface__
+
     def __dlpack__(self, **kwargs):
         return self.data.__dlpack__(**kwargs)
 
@@ -321,7 +328,7 @@ def as_dtype(dtype) -> np.dtype:
 
 
 def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = False) -> Tensor:
-    """Make a tensor from numbers, nested lists, a NumPy or CuPy array, DLPack or `__array_interface__`.
+    """Make a tensor from numbers, nested lists, a NumPy or CuPy array, DLPack, `__array_interface__` or its CUDA form.
 
     dtype: kept from an array unless given; Python floats become float32, Python ints int64.
     device: "cpu" (default) or "cuda[:n]". An array that is there with the right dtype is shared, not copied.
@@ -329,7 +336,7 @@ def tensor(array, dtype=None, device: str | None = None, requires_grad: bool = F
     """
     if isinstance(array, Tensor):
         array = array.data
-    has_dtype = hasattr(array, "dtype") or hasattr(array, "__array_interface__") or hasattr(array, "__dlpack__")
+    has_dtype = any(hasattr(array, name) for name in ("dtype", "__array_interface__", "__cuda_array_interface__", "__dlpack__"))
     values = _as_array(array)
     if dtype is None and not has_dtype and values.dtype == np.float64:
         dtype = "float32"
@@ -347,6 +354,10 @@ def _as_array(value):
         return np.asarray(value)  # strips subclasses
     if type(value).__module__.partition(".")[0] == "cupy":
         return value
+    if hasattr(value, "__cuda_array_interface__") or _on_gpu(value):
+        from .. import cuda
+
+        return cuda.adopt(value)
     try:
         if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
             return np.from_dlpack(value)
@@ -354,6 +365,11 @@ def _as_array(value):
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
         raise DTypeError(f"cannot make a tensor from a {type(value).__qualname__}: {error}; expected numbers, nested lists "
                          "of equal length, or an array") from error  # fmt: skip
+
+
+def _on_gpu(value) -> bool:
+    """Whether an object that speaks DLPack holds memory of a GPU (kDLCUDA, kDLCUDAManaged)."""
+    return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in (2, 13)
 
 
 def _place(values, device: str | None):

@@ -6,10 +6,10 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from emulator import emulate
-from emulator.launch import Struct
+from emulator import Struct, emulate, tensor_map
 
 from graftwork.kernels.cuda.launch import Step, View
+from graftwork.kernels.cuda.tensor_map import TensorMap
 
 
 class EmulatorMachine:
@@ -28,10 +28,14 @@ class EmulatorMachine:
         self.steps += 1
         arguments = [_argument(a, pointers) for a in step.arguments]
         emulate(step.source.file, step.kernel, step.grid, step.block, step.shared, arguments, defines=dict(step.source.defines),
-                arch=self.capability * 10, seed=self.seed)  # fmt: skip
+                arch=self.capability * 10, seed=self.seed, cluster=(step.cluster, 1, 1))  # fmt: skip
 
 
 def _argument(value: Any, pointers: dict[int, int]) -> Any:
+    if isinstance(value, TensorMap):
+        view = value.array
+        address = pointers[view.slot] + view.offset * view.dtype.itemsize
+        return Struct(tensor_map.encode(value, address, view.dtype.itemsize))
     if isinstance(value, View):
         address = pointers[value.slot] + value.offset * value.dtype.itemsize
         return np.ctypeslib.as_array((ctypes.c_byte * 1).from_address(address))

@@ -14,5 +14,8 @@ KERNELS = {
     op: {"cuda": f"{_ELSEWHERE.get(op, _MODULES.get(family, family))}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()
 }
 
+for _op in ("matmul", "linear", "conv2d", "conv2d_input_grad", "conv2d_weight_grad"):
+    KERNELS[_op]["tf32"] = f"tf32:{_op}"
+
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-DTYPES = dict.fromkeys(("softmax", "norm", "pool", "resize", "random", "conv", "gemm"), _FLOATS)
+DTYPES = dict.fromkeys(("softmax", "norm", "pool", "resize", "random", "conv", "gemm"), _FLOATS) | {"tf32": ("float32",)}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 
+from . import tensor_cores
 from .arguments import activation_code
 from .gemm import Call, Extent, describe_gemm, fast_divide, launch_product, rows_form
 from .launch import Builder, View, c_type, ceil_div, dense_strides, kernel, structure, vector_width
-from .mma import phases
+from .mma import Conv, phases
 from .reduce import accumulator, reduce_into
 
 BLOCK = 256
@@ -64,13 +65,26 @@ def _rows(view: View) -> View:
 @kernel
 def conv2d(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, stride, padding,
            dilation, groups: int, activation=None) -> None:  # fmt: skip
+    _conv2d(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation, False)
+
+
+@kernel
+def conv2d_tf32(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, stride, padding,
+                dilation, groups: int, activation=None) -> None:  # fmt: skip
+    _conv2d(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation, True)
+
+
+def _conv2d(b: Builder, x, w, bias, residual, out, stride, padding, dilation, groups: int, activation, tf32: bool) -> None:
     x, w = b.dense(x), b.dense(w)
     bias, residual = (None if v is None else b.dense(v) for v in (bias, residual))
     if _pointwise(w.shape[:2], stride, padding) and groups == 1:
         matrix = w.reshape(w.shape[2], w.shape[3])
-        describe_gemm(b, _rows(x), matrix, _rows(out), bias, None if residual is None else _rows(residual), activation)
+        describe_gemm(b, _rows(x), matrix, _rows(out), bias, None if residual is None else _rows(residual), activation, tf32)
     elif _depthwise(x.shape[3], groups):
         _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, activation)
+    elif tensor_cores.takes(b, x.dtype.name, tf32):
+        conv = Conv(x.shape, w.shape[:2], out.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        tensor_cores.add_conv(b, x, w, out, conv, bias, residual, activation)
     else:
         _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation)
 
@@ -87,27 +101,26 @@ def _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, g
     launch_product(b, call, out, bias, residual, activation)
 
 
-def _depthwise_form(image: View, multiplier: int, output_shape, stride, padding, dilation, count: int, activation=None, parts: int = 1):
+def _depthwise_form(image: View, multiplier: int, output_shape, stride, padding, dilation, count: int, parts: int = 1):
     return structure([
         ("height", "i4", image.shape[1]), ("width", "i4", image.shape[2]), ("channels", "i4", image.shape[3]),
         ("multiplier", "i4", multiplier), ("out_height", "i4", output_shape[1]), ("out_width", "i4", output_shape[2]),
         ("stride_y", "i4", stride[0]), ("stride_x", "i4", stride[1]), ("top", "i4", padding[0][0]), ("left", "i4", padding[1][0]),
-        ("dilation_y", "i4", dilation[0]), ("dilation_x", "i4", dilation[1]), ("activation", "i4", activation_code(activation)),
-        ("parts", "u4", parts), ("count", "u8", count),
+        ("dilation_y", "i4", dilation[0]), ("dilation_x", "i4", dilation[1]), ("parts", "u4", parts), ("count", "u8", count),
     ])  # fmt: skip
 
 
-def _depthwise_defines(view: View, kernel_shape, lanes: int) -> dict:
-    return {"ELEMENT": c_type(view.dtype), "KERNEL_Y": kernel_shape[0], "KERNEL_X": kernel_shape[1], "LANES": lanes}
+def _depthwise_defines(view: View, kernel_shape, lanes: int, activation: str | None = None) -> dict:
+    return {"ACTIVATION": activation_code(activation), "ELEMENT": c_type(view.dtype), "KERNEL_Y": kernel_shape[0], "KERNEL_X": kernel_shape[1], "LANES": lanes}
 
 
 def _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, activation) -> None:
     multiplier = w.shape[3] // x.shape[3]
     extras = [v for v in (bias, residual) if v is not None]
     lanes = min(4, vector_width(x, w, out, *extras, runs=[x.shape[3]])) if multiplier == 1 else 1
-    form = _depthwise_form(x, multiplier, out.shape, stride, padding, dilation, out.size, activation)
-    b.launch("depthwise.cu", "depthwise", _depthwise_defines(x, w.shape[:2], lanes), ceil_div(out.size // lanes, BLOCK), BLOCK, out, x, w,
-             bias, residual, form)  # fmt: skip
+    form = _depthwise_form(x, multiplier, out.shape, stride, padding, dilation, out.size)
+    b.launch("depthwise.cu", "depthwise", _depthwise_defines(x, w.shape[:2], lanes, activation), ceil_div(out.size // lanes, BLOCK),
+             BLOCK, out, x, w, bias, residual, form)  # fmt: skip
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
@@ -115,16 +128,29 @@ def _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, 
 
 @kernel
 def conv2d_input_grad(b: Builder, g: View, w: View, *, out: View, input_shape, stride, padding, dilation, groups: int) -> None:
+    _input_grad(b, g, w, out, input_shape, stride, padding, dilation, groups, False)
+
+
+@kernel
+def conv2d_input_grad_tf32(b: Builder, g: View, w: View, *, out: View, input_shape, stride, padding, dilation,
+                          groups: int) -> None:  # fmt: skip
+    _input_grad(b, g, w, out, input_shape, stride, padding, dilation, groups, True)
+
+
+def _input_grad(b: Builder, g: View, w: View, out: View, input_shape, stride, padding, dilation, groups: int, tf32: bool) -> None:
     g, w = b.dense(g), b.dense(w)
     if _pointwise(w.shape[:2], stride, padding) and groups == 1:
         matrix = w.reshape(w.shape[2], w.shape[3])
-        describe_gemm(b, _rows(g), matrix._replace(shape=matrix.shape[::-1], strides=matrix.strides[::-1]), _rows(out))
+        describe_gemm(b, _rows(g), matrix._replace(shape=matrix.shape[::-1], strides=matrix.strides[::-1]), _rows(out), tf32=tf32)
     elif _depthwise(input_shape[3], groups):
         multiplier = w.shape[3] // input_shape[3]
         lanes = min(4, vector_width(g, w, out, runs=[out.shape[3]])) if multiplier == 1 else 1
         form = _depthwise_form(out, multiplier, g.shape, stride, padding, dilation, out.size)
         b.launch("depthwise.cu", "depthwise_input_grad", _depthwise_defines(g, w.shape[:2], lanes), ceil_div(out.size // lanes, BLOCK),
                  BLOCK, out, g, w, form)  # fmt: skip
+    elif tensor_cores.takes(b, g.dtype.name, tf32):
+        conv = Conv(tuple(input_shape), w.shape[:2], g.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        tensor_cores.add_conv_input_grad(b, g, w, out, conv)
     else:
         _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups)
 
@@ -153,14 +179,27 @@ def _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups) -> Non
 
 @kernel
 def conv2d_weight_grad(b: Builder, x: View, g: View, *, out: View, kernel_shape, stride, padding, dilation, groups: int) -> None:
+    _weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation, groups, False)
+
+
+@kernel
+def conv2d_weight_grad_tf32(b: Builder, x: View, g: View, *, out: View, kernel_shape, stride, padding, dilation,
+                           groups: int) -> None:  # fmt: skip
+    _weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation, groups, True)
+
+
+def _weight_grad(b: Builder, x: View, g: View, out: View, kernel_shape, stride, padding, dilation, groups: int, tf32: bool) -> None:
     x, g = b.dense(x), b.dense(g)
     points = math.prod(g.shape[:3])
     if _pointwise(kernel_shape, stride, padding) and groups == 1:
         rows = _rows(x)
         matrix = rows._replace(shape=rows.shape[::-1], strides=rows.strides[::-1])
-        describe_gemm(b, matrix, _rows(g), out.reshape(x.shape[3], g.shape[3]))
+        describe_gemm(b, matrix, _rows(g), out.reshape(x.shape[3], g.shape[3]), tf32=tf32)
     elif _depthwise(x.shape[3], groups) and math.prod(kernel_shape) <= MOST_TAPS:
         _depthwise_weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation)
+    elif tensor_cores.takes(b, x.dtype.name, tf32):
+        conv = Conv(x.shape, tuple(kernel_shape), g.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        tensor_cores.add_conv_weight_grad(b, x, g, out, conv)
     else:
         inputs, outputs = x.shape[3] // groups, g.shape[3] // groups
         patches = _forward_patches(x, kernel_shape, points, g.shape[1:3], stride, padding, dilation, groups)
@@ -177,7 +216,7 @@ def _depthwise_weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation
     taps, points = math.prod(kernel_shape), math.prod(g.shape[:3])
     parts = max(1, min(ceil_div(b.processors * 4, ceil_div(outputs, 32)), points // 64, 65535))
     partial = b.empty((parts, taps, outputs), accumulator(x.dtype))
-    form = _depthwise_form(x, outputs // x.shape[3], g.shape, stride, padding, dilation, points, None, parts)
+    form = _depthwise_form(x, outputs // x.shape[3], g.shape, stride, padding, dilation, points, parts)
     b.launch("depthwise.cu", "depthwise_weight_grad", _depthwise_defines(x, kernel_shape, 1), (ceil_div(outputs, 32), parts), (32, 8),
              partial, x, g, form)  # fmt: skip
     reduce_into(b, partial, out.reshape(taps, outputs), (0,), "Sum")

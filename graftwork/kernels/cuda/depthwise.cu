@@ -1,5 +1,5 @@
 // Depthwise convolution, NHWC: output channel o comes from input channel o / multiplier. A thread computes LANES neighbouring
-// channels of one pixel. Macros: ELEMENT, KERNEL_Y, KERNEL_X, LANES (1 unless multiplier is 1).
+// channels of one pixel. Macros: ELEMENT, KERNEL_Y, KERNEL_X, LANES (1 unless multiplier is 1), ACTIVATION.
 #include "simt.cuh"
 
 using T = ELEMENT;
@@ -8,7 +8,7 @@ using Lanes = Vector<T, LANES>;
 
 struct Form {
   i32 height, width, channels, multiplier, out_height, out_width;  // channels: of the input
-  i32 stride_y, stride_x, top, left, dilation_y, dilation_x, activation;
+  i32 stride_y, stride_x, top, left, dilation_y, dilation_x;
   u32 parts;
   u64 count;
 };
@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(256) depthwise(T* out, const T* x, 
   for (int i = 0; i < LANES; i++) {
     if (bias) sum[i] += widen(bias[o + i]);
     if (residual) sum[i] += widen(residual[index + i]);
-    result.at[i] = narrow<T>(activate(sum[i], form.activation));
+    result.at[i] = narrow<T>(activated(sum[i]));
   }
   store<LANES>(out + index, result);
 }

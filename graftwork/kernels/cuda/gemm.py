@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import KernelError
-from . import selection
+from . import selection, tensor_cores
 from .arguments import activation_code
 from .elementwise import broadcast_strides, collapse
 from .launch import Builder, View, c_type, ceil_div, dense_strides, kernel, structure, vector_width
@@ -111,47 +111,54 @@ def launch_product(b: Builder, call: Call, out: View, bias: View | None, residua
     batch = call.extent.count
     if min(m, n, batch) == 0:
         return
-    if max(m, n, k) > MOST:
-        raise KernelError(f"a product of {m} x {n} x {k}: each must be below 2**31")
     tile = selection.simt_tile(m, n, batch, out.dtype.itemsize, b.processors)
     splits = selection.simt_splits(tile, m, n, k, batch, b.processors)
     share = ceil_div(ceil_div(k, splits), tile.k) * tile.k
     splits = max(1, ceil_div(k, share)) if share else 1
     form = structure([
         ("m", "i4", m), ("n", "i4", n), ("k", "i4", k), ("share", "i4", share), ("splits", "i4", splits),
-        ("activation", "i4", activation_code(activation)), ("batch", "u4", np.array(call.extent.batch, np.uint32)),
+        ("batch", "u4", np.array(call.extent.batch, np.uint32)),
         ("batch_a", "i8", np.array(call.batch_a, np.int64)), ("batch_b", "i8", np.array(call.batch_b, np.int64)),
         ("batch_out", "i8", call.batch_out), ("batch_bias", "i8", call.batch_bias), ("pitch_a", "i8", call.pitch_a),
         ("pitch_b", "i8", call.pitch_b), *call.rows,
     ])  # fmt: skip
-    kind = c_type(out.dtype)
+    kind, code = c_type(out.dtype), activation_code(activation)
     defines = {"ELEMENT": kind, "TILE_M": tile.m, "TILE_N": tile.n, "TILE_K": tile.k, "THREAD_M": tile.thread_m,
                "THREAD_N": tile.thread_n, "VECTOR_A": call.lanes[0], "VECTOR_B": call.lanes[1], "VECTOR_OUT": call.lanes[2],
-               **call.defines}  # fmt: skip
+               "ACTIVATION": code if splits == 1 else 0, **call.defines}  # fmt: skip
     partial = b.empty((splits, batch, m, n), accumulator(out.dtype)) if splits > 1 else None
     grid = (ceil_div(m, tile.m) * ceil_div(n, tile.n), splits, batch)
     b.launch(call.file, call.kernel, defines, grid, 256, out, partial, *call.operands, bias, residual, form, *call.structures)
     if partial is not None:
-        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind}, (ceil_div(m * n, 256), 1, batch), 256, out, partial, bias, residual, form)
+        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind, "ACTIVATION": code}, (ceil_div(m * n, 256), 1, batch), 256, out,
+                 partial, bias, residual, form)  # fmt: skip
 
 
 def describe_gemm(b: Builder, x: View, y: View, out: View, bias: View | None = None, residual: View | None = None,
-                  activation: str | None = None) -> None:  # fmt: skip
-    """out = activation(x @ y + bias + residual) for stacks of matrices whose batch dimensions broadcast; out is dense."""
+                  activation: str | None = None, tf32: bool = False) -> None:  # fmt: skip
+    """out = activation(x @ y + bias + residual) for stacks of matrices whose batch dimensions broadcast; out is dense.
+
+    tf32: float32 products may go to tensor cores, which round the operands to 11 bits.
+    """
     batch_shape = out.shape[:-2]
     m, n, k = out.shape[-2], out.shape[-1], x.shape[-1]
     sizes, left, right = fuse_batch(batch_shape, operand(b, x, True, batch_shape), operand(b, y, False, batch_shape))
+    count = math.prod(sizes)
+    if count > 65535:  # a grid's third dimension ends there
+        raise KernelError(f"matmul: {count} products in one call, the kernel takes 65535; split the batch")
+    if max(m, n, k) > MOST:
+        raise KernelError(f"a product of {m} x {n} x {k}: each must be below 2**31")
+    if sizes[:2] == (1, 1) and tensor_cores.takes(b, out.dtype.name, tf32):
+        tensor_cores.add_gemm(b, left, right, out, Extent(m, n, k, sizes), bias, residual, activation)
+        return
     left = left._replace(lanes=lanes_of(left, k if left.along_k else m))
     right = right._replace(lanes=lanes_of(right, k if right.along_k else n))
     extras = [v for v in (bias, residual) if v is not None]
     lanes = min(4, vector_width(out, *extras, runs=[n]))
-    count = math.prod(sizes)
     call = Call(
         "gemm_simt.cu", "gemm_simt", {"A_ALONG_K": int(left.along_k), "B_ALONG_K": int(right.along_k)}, Extent(m, n, k, sizes), left.batch,
         right.batch, m * n, 0, left.pitch, right.pitch, rows_form(n), (left.lanes, right.lanes, lanes), (left.view, right.view),
     )  # fmt: skip
-    if count > 65535:  # a grid's third dimension ends there
-        raise KernelError(f"matmul: {count} products in one call, the kernel takes 65535; split the batch")
     launch_product(b, call, out, bias, residual, activation)
 
 
@@ -167,7 +174,22 @@ def flat_linear(x: View, out: View) -> tuple[View, View]:
 
 
 @kernel
+def matmul_tf32(b: Builder, x: View, y: View, *, out: View) -> None:
+    describe_gemm(b, x, y, out, tf32=True)
+
+
+@kernel
 def linear(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, activation=None) -> None:
+    _linear(b, x, w, bias, residual, out, activation, False)
+
+
+@kernel
+def linear_tf32(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View,
+                activation=None) -> None:  # fmt: skip
+    _linear(b, x, w, bias, residual, out, activation, True)
+
+
+def _linear(b: Builder, x: View, w: View, bias, residual, out: View, activation, tf32: bool) -> None:
     extras = [None if v is None else b.dense(v) for v in (bias, residual)]
     matrix, result = flat_linear(b.dense(x), out)
-    describe_gemm(b, matrix, w, result, *extras, activation)
+    describe_gemm(b, matrix, w, result, *extras, activation, tf32)

@@ -1,5 +1,6 @@
 // out = activation(A * B + bias + residual) without tensor cores, batched. Macros: ELEMENT; TILE_M, TILE_N, TILE_K, THREAD_M,
-// THREAD_N; A_ALONG_K, B_ALONG_K (1: k is the contiguous direction); VECTOR_A, VECTOR_B, VECTOR_OUT (elements by one access).
+// THREAD_N; A_ALONG_K, B_ALONG_K (1: k is the contiguous direction); VECTOR_A, VECTOR_B, VECTOR_OUT (elements by one access); ACTIVATION (its
+// code; of what is written at once, so none where k is split).
 // Grid: (tiles, splits, batch).
 #include "simt.cuh"
 

@@ -20,6 +20,7 @@ import numpy as np
 from ...errors import DeviceError, DeviceMemoryError, DTypeError, KernelError
 from . import loader
 from .loader import Source
+from .tensor_map import TensorMap, encode
 
 VECTOR = 16  # bytes: the widest access of one thread
 _GRID = (2**31 - 1, 65535, 65535)
@@ -69,7 +70,8 @@ class View(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One launch. Arguments are Views (passed as pointers), None (a null pointer), NumPy scalars and structures (np.void, bytes)."""
+    """One launch. Arguments are Views (passed as pointers), None (a null pointer), NumPy scalars,
+    structures (np.void, bytes) and TensorMaps of Views. cluster: blocks of a cluster, which the kernel itself declares."""
 
     source: Source
     kernel: str
@@ -77,6 +79,7 @@ class Step(NamedTuple):
     block: tuple[int, int, int]
     shared: int
     arguments: tuple[Any, ...]
+    cluster: int = 1
 
 
 class Scratch(NamedTuple):
@@ -107,7 +110,8 @@ class Builder:
         self.scratch: list[Scratch] = []
         self._slots = itertools.count(slots)
 
-    def launch(self, file: str, kernel: str, defines: dict[str, Any], grid, block, *arguments: Any, shared: int = 0) -> None:
+    def launch(self, file: str, kernel: str, defines: dict[str, Any], grid, block, *arguments: Any, shared: int = 0,
+               cluster: int = 1) -> None:  # fmt: skip
         """Add a launch. grid, block: an int or up to three. An empty grid adds nothing."""
         grid, block = _three(grid), _three(block)
         if 0 in grid:
@@ -115,7 +119,7 @@ class Builder:
         if any(g > most for g, most in zip(grid, _GRID, strict=True)) or math.prod(block) > 1024:
             raise KernelError(f"{kernel}: grid {grid} and block {block} exceed what a GPU takes ({_GRID}, 1024 threads)")
         source = Source(file, tuple((k, str(v)) for k, v in defines.items()))
-        self.steps.append(Step(source, kernel, grid, block, shared, arguments))
+        self.steps.append(Step(source, kernel, grid, block, shared, arguments, cluster))
 
     def empty(self, shape: Sequence[int], dtype) -> View:
         """A scratch array, row-major and aligned."""
@@ -250,11 +254,17 @@ def pack(arguments: Sequence[Any], pointers: dict[int, int]) -> Packed:
     values = []
     for a in arguments:
         if isinstance(a, View):
-            a = np.uint64(pointers[a.slot] + a.offset * a.dtype.itemsize)
+            a = np.uint64(_address(a, pointers))
+        elif isinstance(a, TensorMap):
+            a = encode(a, _address(a.array, pointers))
         elif a is None:  # a null pointer
             a = np.uint64(0)
         values.append(np.frombuffer(a, np.uint8) if isinstance(a, bytes) else np.asarray(a))
     return Packed(values)
+
+
+def _address(view: View, pointers: dict[int, int]) -> int:
+    return pointers[view.slot] + view.offset * view.dtype.itemsize
 
 
 @functools.cache
@@ -303,7 +313,18 @@ def machine_of(arrays: Sequence[Any]) -> Machine:
     if -1 in numbers or len(numbers) > 1:
         places = ", ".join("cpu" if isinstance(a, np.ndarray) else f"cuda:{a.device.id}" for a in arrays)
         raise DeviceError(f"a CUDA kernel needs all arrays on one GPU, these are on {places}; move them with x.to(...)")
-    return gpu(numbers.pop())
+    number = numbers.pop()
+    _require_current(number)
+    return gpu(number)
+
+
+def _require_current(number: int) -> None:
+    import cupy
+
+    if (current := cupy.cuda.runtime.getDevice()) != number:
+        raise DeviceError(
+            f"arrays on cuda:{number}, while the current GPU is {current}; put the calls into `with graftwork.cuda.device({number}):`"
+        )
 
 
 def address_of(array) -> int:

@@ -30,7 +30,7 @@ DEVICE i64 row_start(const Rows& rows, u32 m) {
 struct Product {
   i32 m, n, k;
   i32 share;            // steps of the sum that one split computes; a multiple of BLOCK_K
-  i32 splits, activation;
+  i32 splits;
   u32 batch[3];         // sizes; blockIdx.z runs over all of them
   i64 batch_a[3], batch_b[3];
   i64 batch_out;        // from a product to the next in the output, the residual and (convolution: bias too)
@@ -44,11 +44,13 @@ DEVICE i64 batch_offset(const Product& p, const i64* strides, u32 index) {
   return (rest / p.batch[1]) * strides[0] + (rest % p.batch[1]) * strides[1] + last * strides[2];
 }
 
-DEVICE double activate(double x, int activation) {  // the forms that are exact in double; others in float
-  if (activation == kNone) return x;
-  if (activation == kRelu) return x < 0 ? 0 : x;
-  if (activation == kRelu6) return x < 0 ? 0 : x > 6 ? 6 : x;
-  return activate(float(x), activation);
+// The fused activation (macro ACTIVATION); in double the forms that are exact, others in float.
+DEVICE float activated(float x) { return activate<ACTIVATION>(x); }
+DEVICE double activated(double x) {
+  if constexpr (ACTIVATION == kNone) return x;
+  else if constexpr (ACTIVATION == kRelu) return x < 0 ? 0 : x;
+  else if constexpr (ACTIVATION == kRelu6) return x < 0 ? 0 : x > 6 ? 6 : x;
+  else return activate<ACTIVATION>(float(x));
 }
 
 // -- sources -------------------------------------------------------------------------------------------------------------
@@ -296,7 +298,7 @@ struct Simt {
           W value = sum[i][j + c];
           if (bias) value += widen(offset.at[c]);
           if (residual) value += widen(added.at[c]);
-          result.at[c] = narrow<T>(activate(value, p.activation));
+          result.at[c] = narrow<T>(activated(value));
         }
         store<N>(out + start + n, result);
       }

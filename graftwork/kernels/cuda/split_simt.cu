@@ -1,4 +1,4 @@
-// Adds the partial sums of a product whose k was split, in order, and finishes them. ELEMENT as in gemm_simt.cu.
+// Adds the partial sums of a product whose k was split, in order, and finishes them. ELEMENT and ACTIVATION as in gemm_simt.cu.
 // Grid: (elements / 256, 1, batch).
 #include "simt.cuh"
 
@@ -12,5 +12,5 @@ extern "C" __global__ void __launch_bounds__(256) split_simt(ELEMENT* out, const
   i64 at = blockIdx.z * p.batch_out + row_start(p.rows, m) + n;
   if (bias) value += widen(bias[blockIdx.z * p.batch_bias + n]);
   if (residual) value += widen(residual[at]);
-  out[at] = narrow<ELEMENT>(activate(value, p.activation));
+  out[at] = narrow<ELEMENT>(activated(value));
 }

@@ -54,4 +54,4 @@ def dropout(x: Tensor, rate: float, training: bool = True, state: Tensor | None 
         raise ConfigError(f"dropout: rate={rate}, expected at least 0 and below 1")
     if not training or rate == 0.0:
         return x
-    return DROPOUT(x, default_state() if state is None else state, rate=float(rate))[0]
+    return DROPOUT(x, default_state(x.device) if state is None else state, rate=float(rate))[0]

@@ -1,0 +1,155 @@
+"""`device="cuda"` through the whole engine, with a stand-in for CuPy and the emulator as the GPU."""
+
+from __future__ import annotations
+
+import sys
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import graftwork as gw
+from graftwork import nn
+from graftwork.errors import DeviceError, DeviceMemoryError, DTypeError, KernelError
+from graftwork.kernels.cuda import launch
+from graftwork.nn import functional as F
+from graftwork.nn.op import OPS
+
+
+@pytest.fixture
+def gpu(monkeypatch, emulated):
+    """Tensors can be placed on "cuda"."""
+    from graftwork.nn import rng
+
+    cupy = fake_cupy.module()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(gw.cuda, "_problem", lambda: None)
+    monkeypatch.setattr(launch, "stand_in", None)  # the CPU's arrays are no GPU arrays here
+    monkeypatch.setattr(launch, "gpu", lambda number: emulated)
+    emulated.empty = lambda shape, dtype: cupy.empty(shape, dtype)
+    yield cupy
+    rng._on_devices.clear()
+    for op in OPS.values():
+        op.table.pop(fake_cupy.ndarray, None)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding="same", bias=False), nn.BatchNorm(8)  # a bias would have gradient 0
+        self.depth, self.head = nn.DepthwiseConv2d(8, 3, stride=2, padding="same"), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 2)
+        return self.head(F.global_avg_pool2d(F.silu(self.depth(x))))
+
+
+@pytest.mark.parametrize("optimizer", [lambda p: nn.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: nn.optim.AdamW(p, lr=0.01)])
+def test_a_training_step_equals_the_cpu(gpu, optimizer, rng):
+    images, labels = rng.standard_normal((2, 8, 8, 3)).astype(np.float32), np.array([1, 4])
+    states = []
+    for device in ("cpu", "cuda"):
+        gw.manual_seed(0)
+        model = Net().to(device)
+        steps = optimizer(model.parameters())
+        for _ in range(2):
+            loss = F.cross_entropy(model(gw.tensor(images, device=device)), gw.tensor(labels, device=device))
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+        assert loss.device.startswith(device)
+        states.append({**model.state_dict(), "loss": loss.numpy(), **steps.state_dict()})
+    for name, value in states[0].items():
+        # AdamW divides gradients by their own size, which makes much of rounding where they are tiny
+        np.testing.assert_allclose(states[1][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_state_goes_in_and_out(gpu):
+    model = nn.Linear(3, 2).to("cuda")
+    steps = nn.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    state, saved = steps.state_dict(), model.state_dict()
+    saved["bias"][:] = 7
+    model.load_state_dict(saved)
+    state["momentum.0"][:] = 5
+    steps.load_state_dict(state)
+    steps.lr = 0.25
+    assert (model.bias.numpy() == 7).all() and (steps.state_dict()["momentum.0"] == 5).all() and steps.lr == 0.25
+
+
+def test_dropout_draws_from_a_state_on_the_device(gpu):
+    x = np.ones((3, 50), np.float32)
+    results = []
+    for device in ("cpu", "cuda"):
+        gw.manual_seed(3)
+        tensor = gw.tensor(x, device=device)
+        results.append([F.dropout(tensor, 0.5).numpy() for _ in range(2)])
+    np.testing.assert_array_equal(results[0], results[1])
+    state = gw.nn.rng.get_state()
+    again = F.dropout(tensor, 0.5).numpy()
+    gw.nn.rng.set_state(state)
+    np.testing.assert_array_equal(F.dropout(tensor, 0.5).numpy(), again)
+
+
+def test_views_operators_and_numbers(gpu, rng):
+    a = rng.standard_normal((3, 4)).astype(np.float32)
+    for device in ("cpu", "cuda"):
+        x = gw.tensor(a, device=device, requires_grad=True)
+        y = ((x.T @ x)[1:, ::2] * 2.0 - 1.0) ** 2 + gw.nn.functional.concat([x.reshape(4, 3)[:3, :2], x[:, 1:3] * 0], axis=0)[:3]
+        y.sum().backward()
+        values = (y.numpy(), x.grad.numpy())
+        if device == "cpu":
+            expected = values
+    for e, f in zip(expected, values, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-5)
+
+
+def test_other_peoples_arrays_come_in_and_out(gpu):
+    class Foreign:
+        def __init__(self, array):
+            self.array = array
+            self.__cuda_array_interface__ = array.__array_interface__ | {"version": 3}
+
+    values = np.arange(4, dtype=np.float32)
+    x = gw.tensor(Foreign(values))
+    assert x.device == "cuda:0" and x.dtype == np.float32
+    values[0] = 9  # the memory is shared
+    assert x.numpy()[0] == 9
+    assert x.__cuda_array_interface__["shape"] == (4,)
+    assert not hasattr(x.to("cpu"), "__cuda_array_interface__")
+
+
+def test_bad_calls_say_what_is_wrong(gpu, rng):
+    x = gw.tensor(np.ones((2, 3), np.float32), device="cuda")
+    with pytest.raises(DeviceError, match="operands on different devices"):
+        x + gw.tensor(np.ones((2, 3), np.float32))
+    gpu.limit = 1 << 10
+    with pytest.raises(DeviceMemoryError, match=r"100x100 float32 \(0 MiB\).*uses 3 MiB and keeps 2 MiB for reuse, 7 of 9 MiB"):
+        launch.empty((100, 100), np.float32)
+    gpu.limit = 1 << 40
+    gpu.cuda.runtime.getDevice = lambda: 1
+    with pytest.raises(DeviceError, match="with graftwork.cuda.device"):
+        F.relu(x)
+    gpu.cuda.runtime.getDevice = lambda: 0
+    one = fake_cupy.ndarray(np.ones(8, np.float32))
+    shifted = fake_cupy.ndarray(np.ones(9, np.float32).view(np.uint8)[1:-3].view(np.float32))
+    with pytest.raises(DTypeError, match="not a multiple of 4"):
+        gw.kernels.get("relu", device="cuda")(shifted, out=one)
+    param = fake_cupy.ndarray(np.ones((4, 4), np.float32)[:, ::2])
+    with pytest.raises(KernelError, match="written in place; it must be contiguous"):
+        gw.kernels.get("moving_average", device="cuda")(param, param, momentum=0.9)
+
+
+def test_arrays_of_the_host_are_refused_without_a_stand_in():
+    x = np.ones(3, np.float32)
+    with pytest.raises(DeviceError, match="all arrays on one GPU, these are on cpu, cpu"):
+        gw.kernels.get("relu", device="cuda")(x, out=x)
+
+
+@pytest.mark.parametrize("driver, reason", [(0, "no NVIDIA driver"), (12040, r"supports CUDA 12\.4.*needs CUDA 13"), (13000, None)])
+def test_why_there_is_no_gpu(monkeypatch, driver, reason):
+    import re
+
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module(driver=driver))
+    monkeypatch.setattr(gw.cuda, "_has_compiler", lambda: True)
+    found = gw.cuda._problem.__wrapped__()
+    assert found is None if reason is None else re.search(reason, found)
