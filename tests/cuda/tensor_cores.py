@@ -63,10 +63,18 @@ def run(launches, *, arch: int = 80, seed: int = 0, **more) -> list:
     done = []
     for launch in launches:
         emulate(
-            launch.file, launch.kernel, launch.grid, launch.block, launch.shared, [given(a) for a in launch.arguments],
-            defines={**dict(launch.defines), **more.get("defines", {})}, cluster=(launch.cluster, 1, 1), seed=seed, arch=10 * arch,
+            launch.file,
+            launch.kernel,
+            launch.grid,
+            launch.block,
+            launch.shared,
+            [given(a) for a in launch.arguments],
+            defines={**dict(launch.defines), **more.get("defines", {})},
+            cluster=(launch.cluster, 1, 1),
+            seed=seed,
+            arch=10 * arch,
             asan=more.get("asan", False),
-        )  # fmt: skip
+        )
         done.append(launch)
     return done
 
@@ -102,9 +110,20 @@ class Gemm:
         left, right = values(self.a), values(self.b)
         self.expected = (left if a_k else left.transpose(0, 2, 1)) @ (right.transpose(0, 2, 1) if b_k else right)
         self.arguments = {
-            "m": m, "n": n, "k": k, "dtype": dtype, "out_dtype": self.out_dtype, "a_k": a_k, "b_k": b_k, "lda": self.a.shape[2],
-            "ldb": self.b.shape[2], "ldc": n, "batch": batch, "batch_strides": (m * k, n * k, m * n), "workspace": Workspace(),
-        }  # fmt: skip
+            "m": m,
+            "n": n,
+            "k": k,
+            "dtype": dtype,
+            "out_dtype": self.out_dtype,
+            "a_k": a_k,
+            "b_k": b_k,
+            "lda": self.a.shape[2],
+            "ldb": self.b.shape[2],
+            "ldc": n,
+            "batch": batch,
+            "batch_strides": (m * k, n * k, m * n),
+            "workspace": Workspace(),
+        }
 
     def launches(self, planner, **more):
         return planner(self.a, self.b, self.out, **self.arguments, **more)
@@ -119,7 +138,8 @@ class ConvCase:
     def __init__(self, dtype, x, w, stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1, seed=0):
         rng = np.random.default_rng(seed)
         size = [
-            (n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(x[1:3], padding, dilation, w[:2], stride, strict=True)
+            (n + sum(p) - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(x[1:3], padding, dilation, w[:2], stride, strict=True)
         ]
         self.dtype = dtype
         self.conv = Conv(x, w[:2], (x[0], *size, w[3]), stride, padding, dilation, groups)
@@ -136,7 +156,9 @@ class ConvCase:
             reference.conv2d_input_grad(values(self.g), values(self.w), out=out, input_shape=self.x.shape, **self.geometry)
         else:
             out = np.empty(self.w.shape)
-            reference.conv2d_weight_grad(values(self.x), values(self.g), out=out, kernel_shape=self.w.shape[:2], **self.geometry)
+            reference.conv2d_weight_grad(
+                values(self.x), values(self.g), out=out, kernel_shape=self.w.shape[:2], **self.geometry
+            )
         return out
 
     def check(self, which: str, launches_of, run_launches, out_dtype=None, **more) -> None:

@@ -73,9 +73,12 @@ def test_an_unmapped_address_is_reported():
 
 
 @pytest.mark.parametrize(
-    "kernel, args, shared", [("beyond_shared", [np.zeros(64, np.float32)], 128),
-                             ("beyond_global", [np.zeros(64, np.float32), np.zeros(64, np.float32), 1], 0)]
-)  # fmt: skip
+    "kernel, args, shared",
+    [
+        ("beyond_shared", [np.zeros(64, np.float32)], 128),
+        ("beyond_global", [np.zeros(64, np.float32), np.zeros(64, np.float32), 1], 0),
+    ],
+)
 def test_address_sanitizer_finds_reads_and_writes(kernel, args, shared):
     with pytest.raises(EmulatorError, match=rf"AddressSanitizer(.|\n)*{kernel}.*samples.cu"):
         run(kernel, args, shared=shared, asan=True)

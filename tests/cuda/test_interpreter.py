@@ -27,18 +27,31 @@ def encode(spec, address: int) -> bytes:
 
 def execute(launches, arch: str, seed: int = 0) -> None:
     for launch in launches:
-        interpret(program(launch.file, launch.kernel, launch.defines, arch), launch.grid, launch.block, launch.shared, launch.arguments,
-                  cluster=launch.cluster, seed=seed, encode=encode)  # fmt: skip
+        interpret(
+            program(launch.file, launch.kernel, launch.defines, arch),
+            launch.grid,
+            launch.block,
+            launch.shared,
+            launch.arguments,
+            cluster=launch.cluster,
+            seed=seed,
+            encode=encode,
+        )
 
 
 @pytest.mark.parametrize(
     "dtype, arch, a_k, b_k, sizes",
     [
-        ("bfloat16", 80, True, False, (40, 56, 88)), ("bfloat16", 80, False, True, (40, 56, 88)), ("float16", 80, True, True, (33, 35, 37)),
-        ("float32", 80, True, True, (40, 56, 88)), ("float32", 80, False, False, (40, 56, 88)), ("int8", 80, True, True, (40, 56, 88)),
-        ("float16", 75, True, False, (40, 56, 88)), ("int8", 75, True, True, (33, 35, 37)),
+        ("bfloat16", 80, True, False, (40, 56, 88)),
+        ("bfloat16", 80, False, True, (40, 56, 88)),
+        ("float16", 80, True, True, (33, 35, 37)),
+        ("float32", 80, True, True, (40, 56, 88)),
+        ("float32", 80, False, False, (40, 56, 88)),
+        ("int8", 80, True, True, (40, 56, 88)),
+        ("float16", 75, True, False, (40, 56, 88)),
+        ("int8", 75, True, True, (33, 35, 37)),
     ],
-)  # fmt: skip
+)
 def test_gemm_mma(dtype, arch, a_k, b_k, sizes):
     case = Gemm(dtype, *sizes, a_k=a_k, b_k=b_k)
     for seed in range(2):
@@ -59,7 +72,9 @@ def test_split_k(dtype):
 CONV = ("float16", (1, 5, 6, 8), (3, 2, 8, 24), (2, 1), ((1, 1), (0, 1)))
 
 
-@pytest.mark.parametrize("which, planner", [("forward", mma.conv), ("input", mma.conv_input_grad), ("weight", mma.conv_weight_grad)])
+@pytest.mark.parametrize(
+    "which, planner", [("forward", mma.conv), ("input", mma.conv_input_grad), ("weight", mma.conv_weight_grad)]
+)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_conv_mma(which, planner, dtype):
     case = ConvCase(dtype, *CONV[1:])
@@ -70,11 +85,15 @@ def test_conv_mma(which, planner, dtype):
 @pytest.mark.parametrize(
     "dtype, a_k, b_k, sizes, more",
     [
-        ("bfloat16", True, True, (136, 72, 200), {"tile_n": 128}), ("bfloat16", False, False, (136, 72, 72), {"tile_n": 128}),
-        ("float16", True, False, (40, 136, 72), {"tile_n": 256}), ("float16", False, True, (264, 64, 72), {"tile_n": 64, "cluster": 1}),
-        ("float32", True, True, (40, 72, 88), {}), ("int8", True, True, (136, 144, 208), {}), ("bfloat16", True, True, (40, 72, 328), {"splits": 2}),
+        ("bfloat16", True, True, (136, 72, 200), {"tile_n": 128}),
+        ("bfloat16", False, False, (136, 72, 72), {"tile_n": 128}),
+        ("float16", True, False, (40, 136, 72), {"tile_n": 256}),
+        ("float16", False, True, (264, 64, 72), {"tile_n": 64, "cluster": 1}),
+        ("float32", True, True, (40, 72, 88), {}),
+        ("int8", True, True, (136, 144, 208), {}),
+        ("bfloat16", True, True, (40, 72, 328), {"splits": 2}),
     ],
-)  # fmt: skip
+)
 def test_product_wgmma(dtype, a_k, b_k, sizes, more):
     case = Gemm(dtype, *sizes, a_k=a_k, b_k=b_k)
     for seed in range(2):
@@ -117,7 +136,10 @@ def test_a_tiny_program_runs():
     assert tiny("mov.u32 %r2, 7;\n mad.lo.s32 %r1, %r2, %r2, -1;")[0] == 48
 
 
-@pytest.mark.parametrize("body", ["clz.b32 %r1, %r1;", "add.cc.u32 %r1, %r1, %r1;", "cvt.rn.satfinite.u32.u32 %r1, %r1;", "ld.global.lu.u32 %r1, [%rd1];"])
+@pytest.mark.parametrize(
+    "body",
+    ["clz.b32 %r1, %r1;", "add.cc.u32 %r1, %r1, %r1;", "cvt.rn.satfinite.u32.u32 %r1, %r1;", "ld.global.lu.u32 %r1, [%rd1];"],
+)
 def test_unknown_instructions_and_modifiers_fail(body):
     with pytest.raises(PtxError, match="unknown"):
         tiny(body)
@@ -133,8 +155,15 @@ def altered(old: str, new: str, case: Gemm, target: str, planner, **more) -> Non
     (launch,) = case.launches(planner, **more)
     text = loader.compile_source(loader.Source(launch.file, launch.defines), f"compute_{target}", ptx=True).code.decode()
     assert old in text
-    interpret(Program(text.replace(old, new), launch.kernel), launch.grid, launch.block, launch.shared, launch.arguments,
-              cluster=launch.cluster, encode=encode)  # fmt: skip
+    interpret(
+        Program(text.replace(old, new), launch.kernel),
+        launch.grid,
+        launch.block,
+        launch.shared,
+        launch.arguments,
+        cluster=launch.cluster,
+        encode=encode,
+    )
 
 
 def wrong(case: Gemm) -> bool:
@@ -146,9 +175,13 @@ def wrong(case: Gemm) -> bool:
 
 
 @pytest.mark.parametrize(
-    "old, new", [("ldmatrix.sync.aligned.m8n8.x4.trans.shared", "ldmatrix.sync.aligned.m8n8.x4.shared"),
-                 ("cp.async.wait_group 2;", ""), ("bar.sync \t0;", "")]
-)  # fmt: skip
+    "old, new",
+    [
+        ("ldmatrix.sync.aligned.m8n8.x4.trans.shared", "ldmatrix.sync.aligned.m8n8.x4.shared"),
+        ("cp.async.wait_group 2;", ""),
+        ("bar.sync \t0;", ""),
+    ],
+)
 def test_faults_in_compiled_code_of_the_mma_tier_are_caught(old, new):
     case = Gemm("bfloat16", 64, 64, 320, b_k=False)
     altered(old, new, case, "80", mma.gemm, arch=80, multiprocessors=1, tile=SMALL, splits=1)
@@ -169,7 +202,12 @@ def test_a_wrong_operand_order_of_wgmma_is_caught():
 
 def test_a_lost_arrival_is_a_deadlock():
     with pytest.raises(PtxError, match="deadlock.*mbarrier.try_wait"):
-        altered("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];", "", Gemm("bfloat16", 64, 64, 64 * 8), "90a",
-                wgmma.gemm, multiprocessors=2, tile_n=128)  # fmt: skip
-
-
+        altered(
+            "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];",
+            "",
+            Gemm("bfloat16", 64, 64, 64 * 8),
+            "90a",
+            wgmma.gemm,
+            multiprocessors=2,
+            tile_n=128,
+        )

@@ -74,9 +74,12 @@ def test_tiles_and_splits_are_chosen_from_the_shape():
 # -- the epilogue ------------------------------------------------------------------------------------------------------
 
 ACTIVATIONS = {
-    "relu": lambda y: np.maximum(y, 0), "relu6": lambda y: np.clip(y, 0, 6), "silu": lambda y: y / (1 + np.exp(-y)),
-    "hard_swish": lambda y: y * np.clip(y + 3, 0, 6) / 6, "tanh": np.tanh,
-}  # fmt: skip
+    "relu": lambda y: np.maximum(y, 0),
+    "relu6": lambda y: np.clip(y, 0, 6),
+    "silu": lambda y: y / (1 + np.exp(-y)),
+    "hard_swish": lambda y: y * np.clip(y + 3, 0, 6) / 6,
+    "tanh": np.tanh,
+}
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
@@ -130,7 +133,9 @@ CONVS = {
 }
 
 
-@pytest.mark.parametrize("which, planner", [("forward", mma.conv), ("input", mma.conv_input_grad), ("weight", mma.conv_weight_grad)])
+@pytest.mark.parametrize(
+    "which, planner", [("forward", mma.conv), ("input", mma.conv_input_grad), ("weight", mma.conv_weight_grad)]
+)
 @pytest.mark.parametrize("name", list(CONVS))
 def test_convolution(name, which, planner):
     case = ConvCase(*CONVS[name])
@@ -153,16 +158,36 @@ def test_convolution_with_fused_epilogue():
     bias, residual = operand(rng, "bfloat16", 24), aligned(operand(rng, "bfloat16", *case.conv.out))
     out = aligned(empty("bfloat16", *case.conv.out))
     finish = mma.Finish(bias, residual, None, "relu")
-    run(mma.conv(case.x, case.w, out, case.conv, dtype="bfloat16", out_dtype="bfloat16", finish=finish, arch=80, multiprocessors=4,
-                 workspace=None, tile=SMALL, splits=1))  # fmt: skip
+    run(
+        mma.conv(
+            case.x,
+            case.w,
+            out,
+            case.conv,
+            dtype="bfloat16",
+            out_dtype="bfloat16",
+            finish=finish,
+            arch=80,
+            multiprocessors=4,
+            workspace=None,
+            tile=SMALL,
+            splits=1,
+        )
+    )
     assert error(out, np.maximum(case.expected("forward") + values(bias) + values(residual), 0)) < 1e-2
 
 
-@pytest.mark.parametrize("size, kernel, stride, padding, dilation", [(9, 3, 2, 1, 1), (10, 3, 3, 2, 2), (7, 2, 4, 0, 2), (5, 5, 1, 2, 1)])
+@pytest.mark.parametrize(
+    "size, kernel, stride, padding, dilation", [(9, 3, 2, 1, 1), (10, 3, 3, 2, 2), (7, 2, 4, 0, 2), (5, 5, 1, 2, 1)]
+)
 def test_phases_reach_every_pair_of_input_and_tap(size, kernel, stride, padding, dilation):
     outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     expected = {
-        (y, t, o) for y in range(size) for t in range(kernel) for o in range(outputs) if o * stride - padding + t * dilation == y
+        (y, t, o)
+        for y in range(size)
+        for t in range(kernel)
+        for o in range(outputs)
+        if o * stride - padding + t * dilation == y
     }
     found = set()
     for p in mma.phases(size, kernel, stride, padding, dilation):

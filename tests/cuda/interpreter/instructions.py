@@ -1,4 +1,4 @@
-"""What each PTX instruction does, after NVIDIA's "Parallel Thread Execution ISA". `execute` returns False where lanes must wait."""
+"""What each PTX instruction does, after NVIDIA's "Parallel Thread Execution ISA". `execute` is False where lanes must wait."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def _unary(function, allowed="") -> Handler:
     def run(warp, ins, mask):
         _modifiers(ins, allowed)
         kind = ins.parts[-1]
-        warp.write(ins.operands[0], function(warp.read(ins.operands[1], kind)).astype(np.bool_ if kind == "pred" else KINDS[kind]), mask)
+        warp.write(
+            ins.operands[0],
+            function(warp.read(ins.operands[1], kind)).astype(np.bool_ if kind == "pred" else KINDS[kind]),
+            mask,
+        )
 
     return run
 
@@ -147,9 +151,17 @@ def _shift(warp, ins, mask):
 
 
 COMPARE = {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
-    "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
-}  # fmt: skip
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
+}
 COMBINE = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 
@@ -230,7 +242,9 @@ def _convert(warp, ins, mask):
     elif target == "bf16":
         result = float_to_bf16(value)
     elif value.dtype.kind == "f" and target[0] in "su":
-        rounded = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[next(iter(modes - {"sat"}))](value.astype(np.float64))
+        rounded = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[next(iter(modes - {"sat"}))](
+            value.astype(np.float64)
+        )
         limits = np.iinfo(KINDS[target])
         result = np.clip(np.nan_to_num(rounded, nan=0), limits.min, limits.max).astype(KINDS[target])
     else:
@@ -412,7 +426,9 @@ def _map_address(warp, ins, mask):
     if (rank[mask] >= len(warp.block.cluster.blocks)).any():
         raise PtxError(f"no such block in the cluster: {ins.text}")
     # Bit 31 marks an address of the cluster's window, so that rank 0 is told from an address of the own block.
-    warp.write(ins.operands[0], address & np.uint32((1 << RANK_SHIFT) - 1) | rank << np.uint32(RANK_SHIFT) | np.uint32(1 << 31), mask)
+    warp.write(
+        ins.operands[0], address & np.uint32((1 << RANK_SHIFT) - 1) | rank << np.uint32(RANK_SHIFT) | np.uint32(1 << 31), mask
+    )
 
 
 def _fence(warp, ins, mask):
@@ -499,8 +515,20 @@ def _tensor_copy(warp, ins, mask):
 
 
 def _tensor_load(warp, ins, mask, tma, at, shared):
-    known = {"cp", "async", "bulk", "tensor", "3d", "4d", "shared::cluster", "global", "tile", "im2col",
-             "mbarrier::complete_tx::bytes", "multicast::cluster"}  # fmt: skip
+    known = {
+        "cp",
+        "async",
+        "bulk",
+        "tensor",
+        "3d",
+        "4d",
+        "shared::cluster",
+        "global",
+        "tile",
+        "im2col",
+        "mbarrier::complete_tx::bytes",
+        "multicast::cluster",
+    }
     if set(ins.parts) - known:
         raise unknown(ins)
     block, rest = warp.block, list(ins.operands[3:])
@@ -561,16 +589,49 @@ def _copy(warp, ins, mask):
 
 
 HANDLERS: dict[str, Handler] = {
-    "add": _binary(np.add), "sub": _binary(np.subtract), "and": _binary(np.bitwise_and, np.logical_and), "or": _binary(np.bitwise_or, np.logical_or),
-    "xor": _binary(np.bitwise_xor, np.logical_xor), "min": _binary(np.fmin), "max": _binary(np.fmax), "div": _divide, "rem": _remainder,
-    "mul": _multiply, "mad": _multiply, "fma": _fma, "neg": _unary(np.negative), "abs": _unary(np.abs), "not": _unary(np.invert),
-    "ex2": _unary(np.exp2, "approx"), "lg2": _unary(np.log2, "approx"), "rcp": _unary(np.reciprocal, "approx rn"),
-    "sqrt": _unary(np.sqrt, "rn approx"), "rsqrt": _unary(lambda x: 1 / np.sqrt(x), "approx"), "shl": _shift, "shr": _shift,
-    "setp": _setp, "selp": _selp, "mov": _move, "cvta": _convert_address, "cvt": _convert, "prmt": _permute, "bfi": _insert_bits,
-    "ld": _access, "st": _access, "cp": _copy, "bar": _block_barrier, "barrier": _cluster_barrier, "mbarrier": _mbarrier,
-    "mapa": _map_address, "fence": _fence, "prefetch": _nothing("prefetch.tensormap"),
+    "add": _binary(np.add),
+    "sub": _binary(np.subtract),
+    "and": _binary(np.bitwise_and, np.logical_and),
+    "or": _binary(np.bitwise_or, np.logical_or),
+    "xor": _binary(np.bitwise_xor, np.logical_xor),
+    "min": _binary(np.fmin),
+    "max": _binary(np.fmax),
+    "div": _divide,
+    "rem": _remainder,
+    "mul": _multiply,
+    "mad": _multiply,
+    "fma": _fma,
+    "neg": _unary(np.negative),
+    "abs": _unary(np.abs),
+    "not": _unary(np.invert),
+    "ex2": _unary(np.exp2, "approx"),
+    "lg2": _unary(np.log2, "approx"),
+    "rcp": _unary(np.reciprocal, "approx rn"),
+    "sqrt": _unary(np.sqrt, "rn approx"),
+    "rsqrt": _unary(lambda x: 1 / np.sqrt(x), "approx"),
+    "shl": _shift,
+    "shr": _shift,
+    "setp": _setp,
+    "selp": _selp,
+    "mov": _move,
+    "cvta": _convert_address,
+    "cvt": _convert,
+    "prmt": _permute,
+    "bfi": _insert_bits,
+    "ld": _access,
+    "st": _access,
+    "cp": _copy,
+    "bar": _block_barrier,
+    "barrier": _cluster_barrier,
+    "mbarrier": _mbarrier,
+    "mapa": _map_address,
+    "fence": _fence,
+    "prefetch": _nothing("prefetch.tensormap"),
     "setmaxnreg": _nothing("setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32"),
-    "ldmatrix": tensor_cores.load_matrices, "stmatrix": tensor_cores.store_matrices, "mma": tensor_cores.mma, "wgmma": tensor_cores.wgmma,
-}  # fmt: skip
+    "ldmatrix": tensor_cores.load_matrices,
+    "stmatrix": tensor_cores.store_matrices,
+    "mma": tensor_cores.mma,
+    "wgmma": tensor_cores.wgmma,
+}
 
 __all__ = ["Immediate", "execute", "meet"]

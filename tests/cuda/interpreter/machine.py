@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from .parser import KINDS, PARAMETERS, SHARED_START, Address, Immediate, Instruction, Program, PtxError, Register, Special, size_of
+from .parser import (
+    KINDS,
+    PARAMETERS,
+    SHARED_START,
+    Address,
+    Immediate,
+    Instruction,
+    Program,
+    PtxError,
+    Register,
+    Special,
+    size_of,
+)
 
 LANES = np.arange(32)
 RANK_SHIFT = 24  # shared addresses of a cluster hold the block's rank above this bit
@@ -98,8 +110,11 @@ class Warp:
         threads = self.number * 32 + LANES
         x, y, _ = block.size
         found = {
-            "%tid": (threads % x, threads // x % y, threads // (x * y)), "%ntid": block.size, "%ctaid": block.index, "%nctaid": block.grid,
-        }.get(name.partition(".")[0])  # fmt: skip
+            "%tid": (threads % x, threads // x % y, threads // (x * y)),
+            "%ntid": block.size,
+            "%ctaid": block.index,
+            "%nctaid": block.grid,
+        }.get(name.partition(".")[0])
         if found is not None and axis >= 0:
             return np.broadcast_to(np.asarray(found[axis], np.uint64), (32,))
         if name == "%cluster_ctarank":
@@ -154,7 +169,9 @@ class Block:
         self.size, self.grid, self.memory, self.parameters = cluster.size, cluster.grid, cluster.memory, cluster.parameters
         self.threads = math.prod(self.size)
         self.shared = np.full(SHARED_START + self.program.shared_bytes + cluster.shared_bytes, 0xFF, np.uint8)
-        self.writer = np.zeros(self.shared.size, np.uint16)  # the warp whose ordinary store the async proxy may not have seen, plus 1
+        self.writer = np.zeros(
+            self.shared.size, np.uint16
+        )  # the warp whose ordinary store the async proxy may not have seen, plus 1
         self.meetings: dict[Any, Meeting] = {}
         self.barriers: dict[int, TransactionBarrier] = {}
         self.warps = [Warp(self, i) for i in range(-(-self.threads // 32))]
@@ -253,11 +270,18 @@ def step(warp: Warp, budget: int) -> int:
 
 
 def interpret(
-    program: Program, grid, block, shared_bytes: int, arguments, *, cluster: int = 1, seed: int = 0,
+    program: Program,
+    grid,
+    block,
+    shared_bytes: int,
+    arguments,
+    *,
+    cluster: int = 1,
+    seed: int = 0,
     encode: Callable[[Any, int], bytes] | None = None,
-) -> None:  # fmt: skip
-    """Runs one launch. arguments: NumPy arrays (written in place), None, bytes of a structure, NumPy scalars, or an object with an `array`
-    (a tensor map), which `encode(object, address)` turns into bytes. Raises PtxError."""
+) -> None:
+    """Runs one launch. arguments: NumPy arrays (written in place), None, bytes of a structure, NumPy scalars, or an object with an
+    `array` (a tensor map), which `encode(object, address)` turns into bytes. Raises PtxError."""
     rng, memory = random.Random(seed), Memory()
     three = lambda v: (v, 1, 1) if isinstance(v, int) else (*v, *(1,) * (3 - len(v)))  # noqa: E731
     grid, block = three(grid), three(block)

@@ -53,9 +53,13 @@ def values(words: np.ndarray, kind: str) -> np.ndarray:
 
 
 _FORMS = {  # operand words of A and B for each shape and type
-    ("m16n8k16", "bf16"): (4, 2), ("m16n8k16", "f16"): (4, 2), ("m16n8k8", "f16"): (2, 1), ("m16n8k8", "tf32"): (4, 2),
-    ("m16n8k32", "s8"): (4, 2), ("m8n8k16", "s8"): (1, 1),
-}  # fmt: skip
+    ("m16n8k16", "bf16"): (4, 2),
+    ("m16n8k16", "f16"): (4, 2),
+    ("m16n8k8", "f16"): (2, 1),
+    ("m16n8k8", "tf32"): (4, 2),
+    ("m16n8k32", "s8"): (4, 2),
+    ("m8n8k16", "s8"): (1, 1),
+}
 
 
 def mma(warp: Warp, ins: Instruction, mask: np.ndarray) -> None:
@@ -109,7 +113,11 @@ def wgmma(warp: Warp, ins: Instruction, mask: np.ndarray) -> bool | None:
 
 def _product(warp: Warp, ins: Instruction, mask: np.ndarray) -> tuple:
     shape, total, kind = ins.parts[4:7]
-    if ins.parts[:4] != ("wgmma", "mma_async", "sync", "aligned") or kind != ins.parts[7] or kind not in ("f16", "bf16", "tf32", "s8"):
+    if (
+        ins.parts[:4] != ("wgmma", "mma_async", "sync", "aligned")
+        or kind != ins.parts[7]
+        or kind not in ("f16", "bf16", "tf32", "s8")
+    ):
         raise _unknown(ins)
     depth = {"f16": 16, "bf16": 16, "tf32": 8, "s8": 32}[kind]
     registers, a, b, predicate, *rest = ins.operands
@@ -128,7 +136,9 @@ def _product(warp: Warp, ins: Instruction, mask: np.ndarray) -> tuple:
     return registers.items, int(descriptors[0][0]), int(descriptors[1][0]), transposed, accumulate, kind, depth, ins.text
 
 
-def _operand(warp: Warp, descriptor: int, rows: np.ndarray, depth: int, kind: str, mn_contiguous: bool, text: str) -> np.ndarray:
+def _operand(
+    warp: Warp, descriptor: int, rows: np.ndarray, depth: int, kind: str, mn_contiguous: bool, text: str
+) -> np.ndarray:
     """The [rows, depth] numbers of an operand with the 128-byte swizzle."""
     if descriptor >> 62 != 1:
         raise PtxError(f"the descriptor does not say 128-byte swizzle: {text}")
