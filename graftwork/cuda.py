@@ -32,7 +32,7 @@ def _driver_problem(driver: int, runtime: int) -> str | None:
         return "there is no NVIDIA driver on this machine (libcuda.so.1 is missing or does not start); install one"
     if driver // 1000 < runtime // 1000:
         return (
-            f"the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, the installed CuPy needs CUDA {runtime // 1000}; "
+            f"the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, the installed CuPy needs CUDA {runtime // 1000}; "  # noqa: E501
             f"install a newer driver, or graftwork[cuda{driver // 1000}]"
         )
     return None

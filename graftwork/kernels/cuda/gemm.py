@@ -60,9 +60,15 @@ def fuse_batch(shape, a: Operand, b: Operand) -> tuple[tuple[int, int, int], Ope
     """At most three batch dimensions, neighbours merged where both operands allow it."""
     sizes, (left, right) = collapse(shape, [a.batch, b.batch])
     if len(sizes) > 3:
-        raise KernelError(f"matmul: batch dimensions {tuple(shape)} that cannot be merged into three; make the operands contiguous")
+        raise KernelError(
+            f"matmul: batch dimensions {tuple(shape)} that cannot be merged into three; make the operands contiguous"
+        )
     fill = 3 - len(sizes)
-    return ((1,) * fill + tuple(sizes), a._replace(batch=(0,) * fill + tuple(left)), b._replace(batch=(0,) * fill + tuple(right)))  # type: ignore[return-value]
+    return (
+        (1,) * fill + tuple(sizes),
+        a._replace(batch=(0,) * fill + tuple(left)),
+        b._replace(batch=(0,) * fill + tuple(right)),
+    )  # type: ignore[return-value]
 
 
 def lanes_of(o: Operand, extent: int) -> int:
@@ -77,7 +83,10 @@ def rows_form(pitch: int, mapping: dict[str, Any] | None = None) -> list:
     """The fields of `Rows`."""
     given = mapping or {"mapped": 0, "height": 0, "width": 0, "start_y": 0, "start_x": 0, "step_y": 0, "step_x": 0,
                         "grid_height": fast_divide(1), "grid_width": fast_divide(1)}  # fmt: skip
-    return [("pitch", "i8", pitch), *((name, "u4" if name.startswith("grid") else "i4", value) for name, value in given.items())]
+    return [
+        ("pitch", "i8", pitch),
+        *((name, "u4" if name.startswith("grid") else "i4", value) for name, value in given.items()),
+    ]
 
 
 def fast_divide(divisor: int) -> np.ndarray:
@@ -130,7 +139,7 @@ def launch_product(b: Builder, call: Call, out: View, bias: View | None, residua
     grid = (ceil_div(m, tile.m) * ceil_div(n, tile.n), splits, batch)
     b.launch(call.file, call.kernel, defines, grid, 256, out, partial, *call.operands, bias, residual, form, *call.structures)
     if partial is not None:
-        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind, "ACTIVATION": code}, (ceil_div(m * n, 256), 1, batch), 256, out,
+        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind, "ACTIVATION": code}, (ceil_div(m * n, 256), 1, batch), 256, out,  # noqa: E501
                  partial, bias, residual, form)  # fmt: skip
 
 
@@ -156,7 +165,7 @@ def describe_gemm(b: Builder, x: View, y: View, out: View, bias: View | None = N
     extras = [v for v in (bias, residual) if v is not None]
     lanes = min(4, vector_width(out, *extras, runs=[n]))
     call = Call(
-        "gemm_simt.cu", "gemm_simt", {"A_ALONG_K": int(left.along_k), "B_ALONG_K": int(right.along_k)}, Extent(m, n, k, sizes), left.batch,
+        "gemm_simt.cu", "gemm_simt", {"A_ALONG_K": int(left.along_k), "B_ALONG_K": int(right.along_k)}, Extent(m, n, k, sizes), left.batch,  # noqa: E501
         right.batch, m * n, 0, left.pitch, right.pitch, rows_form(n), (left.lanes, right.lanes, lanes), (left.view, right.view),
     )  # fmt: skip
     launch_product(b, call, out, bias, residual, activation)
@@ -179,7 +188,9 @@ def matmul_tf32(b: Builder, x: View, y: View, *, out: View) -> None:
 
 
 @kernel
-def linear(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, activation=None) -> None:
+def linear(
+    b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, activation=None
+) -> None:
     _linear(b, x, w, bias, residual, out, activation, False)
 
 

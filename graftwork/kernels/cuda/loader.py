@@ -252,7 +252,7 @@ def explain_load_failure(error: str, exact: str, compiler: tuple[int, int], driv
     about = f"the driver refuses code for {exact} ({error})"
     if compiler[0] > driver[0]:
         return (
-            f"{about}: it supports CUDA {driver[0]}.{driver[1]}, the kernels were compiled with NVRTC {compiler[0]}.{compiler[1]}. "
+            f"{about}: it supports CUDA {driver[0]}.{driver[1]}, the kernels were compiled with NVRTC {compiler[0]}.{compiler[1]}. "  # noqa: E501
             f"Install a newer driver, or graftwork[cuda{driver[0]}]"
         )
-    return f"{about}; driver CUDA {driver[0]}.{driver[1]}, NVRTC {compiler[0]}.{compiler[1]}. Delete {cache_folder()} and try again"
+    return f"{about}; driver CUDA {driver[0]}.{driver[1]}, NVRTC {compiler[0]}.{compiler[1]}. Delete {cache_folder()} and try again"  # noqa: E501

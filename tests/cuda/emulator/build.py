@@ -16,7 +16,7 @@ KERNELS = HERE.parents[2] / "graftwork" / "kernels" / "cuda"
 CACHE = Path(tempfile.gettempdir()) / f"graftwork-emulator-{os.getuid()}"
 
 _FLAGS = [
-    "-std=c++17", "-fPIC", "-w", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-stack-protector", "-U_FORTIFY_SOURCE",
+    "-std=c++17", "-fPIC", "-w", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-stack-protector", "-U_FORTIFY_SOURCE",  # noqa: E501
     "-DNDEBUG", '-DGRAFTWORK_EMULATOR="ptx_emulated.h"',
 ]  # fmt: skip
 _KERNEL = re.compile(
