@@ -1,4 +1,4 @@
-"""The structures that tensor-core kernels take by value, and their few derived numbers. They mirror epilogue.cuh and mma.cuh."""
+"""The structures that tensor-core kernels take by value, and a few derived numbers. They mirror epilogue.cuh and mma.cuh."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 
 # Codes of the activations that an epilogue can apply, as in kernels/cpu/_epilogue.py.
 ACTIVATIONS = {
-    None: 0, "relu": 1, "relu6": 2, "silu": 3, "hard_swish": 4, "sigmoid": 5, "hard_sigmoid": 6, "tanh": 7, "gelu": 8,
-}  # fmt: skip
+    None: 0,
+    "relu": 1,
+    "relu6": 2,
+    "silu": 3,
+    "hard_swish": 4,
+    "sigmoid": 5,
+    "hard_sigmoid": 6,
+    "tanh": 7,
+    "gelu": 8,
+}
 
 TYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bf16_t", "int8": "i8", "int32": "i32"}  # names in types.cuh
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int32": 4}
@@ -43,9 +51,17 @@ class FastDivide(ctypes.Structure):
 
 class RowMap(ctypes.Structure):
     _fields_ = [
-        ("ld", _L), ("plain", _I), ("image_height", _I), ("image_width", _I), ("start_y", _I), ("start_x", _I), ("step_y", _I),
-        ("step_x", _I), ("height", FastDivide), ("width", FastDivide),
-    ]  # fmt: skip
+        ("ld", _L),
+        ("plain", _I),
+        ("image_height", _I),
+        ("image_width", _I),
+        ("start_y", _I),
+        ("start_x", _I),
+        ("step_y", _I),
+        ("step_x", _I),
+        ("height", FastDivide),
+        ("width", FastDivide),
+    ]
 
 
 class OutputForm(ctypes.Structure):
@@ -54,37 +70,72 @@ class OutputForm(ctypes.Structure):
 
 class GemmArguments(ctypes.Structure):
     _fields_ = [
-        ("lda", _L), ("ldb", _L), ("batch_a", _L), ("batch_b", _L), ("batch_out", _L),
-        ("m", _I), ("n", _I), ("k", _I), ("blocks", _I), ("form", OutputForm),
-    ]  # fmt: skip
+        ("lda", _L),
+        ("ldb", _L),
+        ("batch_a", _L),
+        ("batch_b", _L),
+        ("batch_out", _L),
+        ("m", _I),
+        ("n", _I),
+        ("k", _I),
+        ("blocks", _I),
+        ("form", OutputForm),
+    ]
 
 
 class Patches(ctypes.Structure):
     _fields_ = [
-        ("height", _I), ("width", _I), ("channels", _I), ("pixel", _I), ("points", _I), ("taps", _I), ("stride_y", _I), ("stride_x", _I),
-        ("base_y", _I), ("base_x", _I), ("step_y", _I), ("step_x", _I), ("grid_height", FastDivide), ("grid_width", FastDivide),
-        ("tap_width", FastDivide), ("by_channels", FastDivide),
-    ]  # fmt: skip
+        ("height", _I),
+        ("width", _I),
+        ("channels", _I),
+        ("pixel", _I),
+        ("points", _I),
+        ("taps", _I),
+        ("stride_y", _I),
+        ("stride_x", _I),
+        ("base_y", _I),
+        ("base_x", _I),
+        ("step_y", _I),
+        ("step_x", _I),
+        ("grid_height", FastDivide),
+        ("grid_width", FastDivide),
+        ("tap_width", FastDivide),
+        ("by_channels", FastDivide),
+    ]
 
 
 class Filter(ctypes.Structure):
     _fields_ = [
-        ("inputs", _I), ("outputs", _I), ("row", _I), ("taps", _I), ("first", _I), ("step_y", _I), ("step_x", _I),
-        ("tap_width", FastDivide), ("by_outputs", FastDivide),
-    ]  # fmt: skip
+        ("inputs", _I),
+        ("outputs", _I),
+        ("row", _I),
+        ("taps", _I),
+        ("first", _I),
+        ("step_y", _I),
+        ("step_x", _I),
+        ("tap_width", FastDivide),
+        ("by_outputs", FastDivide),
+    ]
 
 
 class ConvArguments(ctypes.Structure):
     _fields_ = [
-        ("group_image", _L), ("group_other", _L), ("group_out", _L), ("ld_other", _L), ("m", _I), ("n", _I),
-        ("k", _I), ("blocks", _I), ("patches", Patches), ("filter", Filter), ("form", OutputForm),
-    ]  # fmt: skip
+        ("group_image", _L),
+        ("group_other", _L),
+        ("group_out", _L),
+        ("ld_other", _L),
+        ("m", _I),
+        ("n", _I),
+        ("k", _I),
+        ("blocks", _I),
+        ("patches", Patches),
+        ("filter", Filter),
+        ("form", OutputForm),
+    ]
 
 
 class SplitArguments(ctypes.Structure):
-    _fields_ = [
-        ("batch_out", _L), ("rows", _I), ("columns", _I), ("splits", _I), ("by_column", _I), ("form", OutputForm),
-    ]  # fmt: skip
+    _fields_ = [("batch_out", _L), ("rows", _I), ("columns", _I), ("splits", _I), ("by_column", _I), ("form", OutputForm)]
 
 
 def alignment(array: Any) -> int:

@@ -7,9 +7,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from .arguments import (
-    BYTES, TYPES, ConvArguments, FastDivide, Filter, GemmArguments, Launch, OutputForm, Patches, RowMap, SplitArguments,
-    activation_code, alignment, widest,
-)  # fmt: skip
+    BYTES,
+    TYPES,
+    ConvArguments,
+    FastDivide,
+    Filter,
+    GemmArguments,
+    Launch,
+    OutputForm,
+    Patches,
+    RowMap,
+    SplitArguments,
+    activation_code,
+    alignment,
+    widest,
+)
 
 Pair = tuple[int, int]
 DEPTH = 64  # bytes of a tile along K
@@ -53,13 +65,16 @@ def choose_splits(tiles: int, blocks: int, multiprocessors: int) -> int:
 
 
 class Finish(NamedTuple):
-    """What an epilogue adds. bias: (n,) of the output's type (int32 for int8 products); scale: (n,) float32, int8 products only;
-    residual: laid out as the output."""
+    """What an epilogue adds. bias: (n,) of the output's type (int32 for int8 products); scale: (n,) float32, int8
+    products only; residual: laid out as the output."""
 
     bias: Any = None
     residual: Any = None
     scale: Any = None
     activation: str | None = None
+
+
+NOTHING = Finish()
 
 
 class _Output(NamedTuple):
@@ -79,13 +94,24 @@ def _form(finish: Finish, output: _Output) -> OutputForm:
 def _defines(dtype: str, out_dtype: str, tile: Tile, vec_a: int, vec_b: int, **more: int) -> tuple[tuple[str, str], ...]:
     bias = "int32" if dtype == "int8" else out_dtype
     names = {
-        "TYPE": TYPES[dtype], "OUT_TYPE": TYPES[out_dtype], "BIAS_TYPE": TYPES[bias], "A_VEC": vec_a, "B_VEC": vec_b, "TILE_M": tile.m, "TILE_N": tile.n,
-        "TILE_WARPS_M": tile.warps_m, "TILE_WARPS_N": tile.warps_n, "TILE_STAGES": tile.stages, **more,
-    }  # fmt: skip
+        "TYPE": TYPES[dtype],
+        "OUT_TYPE": TYPES[out_dtype],
+        "BIAS_TYPE": TYPES[bias],
+        "A_VEC": vec_a,
+        "B_VEC": vec_b,
+        "TILE_M": tile.m,
+        "TILE_N": tile.n,
+        "TILE_WARPS_M": tile.warps_m,
+        "TILE_WARPS_N": tile.warps_n,
+        "TILE_STAGES": tile.stages,
+        **more,
+    }
     return tuple(sorted((k, str(v)) for k, v in names.items()))
 
 
-def _launches(file, kernel, operands, arguments, defines, tile, shape, dtype, output, finish, splits, workspace) -> Iterator[Launch]:
+def _launches(
+    file, kernel, operands, arguments, defines, tile, shape, dtype, output, finish, splits, workspace
+) -> Iterator[Launch]:
     """The product, and the sum of its splits where there are several."""
     m, n, k, batch = shape
     tiles = math.ceil(m / tile.m) * math.ceil(n / tile.n)
@@ -104,8 +130,21 @@ def _launches(file, kernel, operands, arguments, defines, tile, shape, dtype, ou
     if partial is not None:
         total = SplitArguments(output.batch, m, n, splits, int(output.by_column), arguments.form)
         types = dict(defines)
-        kept = (activation, ("ACC_TYPE", "i32" if dtype == "int8" else "float"), ("BIAS_TYPE", types["BIAS_TYPE"]), ("OUT_TYPE", types["OUT_TYPE"]))
-        yield Launch("split_k.cu", "split_k", kept, (min(1024, math.ceil(m * n / 256)), 1, batch), 256, 0, (partial, output.out, *added, bytes(total)))
+        kept = (
+            activation,
+            ("ACC_TYPE", "i32" if dtype == "int8" else "float"),
+            ("BIAS_TYPE", types["BIAS_TYPE"]),
+            ("OUT_TYPE", types["OUT_TYPE"]),
+        )
+        yield Launch(
+            "split_k.cu",
+            "split_k",
+            kept,
+            (min(1024, math.ceil(m * n / 256)), 1, batch),
+            256,
+            0,
+            (partial, output.out, *added, bytes(total)),
+        )
 
 
 def _plain(ld: int) -> RowMap:
@@ -113,15 +152,34 @@ def _plain(ld: int) -> RowMap:
 
 
 def gemm(
-    a: Any, b: Any, out: Any, *, m: int, n: int, k: int, dtype: str, out_dtype: str, a_k: bool, b_k: bool, lda: int, ldb: int, ldc: int,
-    batch: int = 1, batch_strides: tuple[int, int, int] = (0, 0, 0), finish: Finish = Finish(), arch: int, multiprocessors: int,
-    workspace: Callable[[int], Any], tile: Tile | None = None, splits: int | None = None,
-) -> Iterator[Launch]:  # fmt: skip
+    a: Any,
+    b: Any,
+    out: Any,
+    *,
+    m: int,
+    n: int,
+    k: int,
+    dtype: str,
+    out_dtype: str,
+    a_k: bool,
+    b_k: bool,
+    lda: int,
+    ldb: int,
+    ldc: int,
+    batch: int = 1,
+    batch_strides: tuple[int, int, int] = (0, 0, 0),
+    finish: Finish = NOTHING,
+    arch: int,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile: Tile | None = None,
+    splits: int | None = None,
+) -> Iterator[Launch]:
     """out[m, n] = finish(A[m, k] B[k, n]), `batch` times.
 
-    a_k, b_k: whether K is the contiguous axis of the operand (int8 needs both). lda, ldb, ldc and batch_strides: elements from a stored row,
-    and from a product, to the next. workspace(bytes) returns scratch memory for split sums. With m, n or batch of zero there is nothing
-    to launch.
+    a_k, b_k: whether K is the contiguous axis of the operand (int8 needs both). lda, ldb, ldc and batch_strides: elements
+    from a stored row, and from a product, to the next. workspace(bytes) returns scratch memory for split sums. With m, n or
+    batch of zero there is nothing to launch.
     """
     if min(m, n, batch) == 0:
         return
@@ -169,7 +227,7 @@ class _Phase(NamedTuple):
 
     start: int
     step: int
-    count: int
+    count: int  # type: ignore[assignment]
     tap: int
     tap_step: int
     taps: int
@@ -196,9 +254,20 @@ def phases(size: int, kernel: int, stride: int, padding: int, dilation: int) -> 
 def _patches(image, channels, groups, grid, kernel_width, taps, stride, base, step) -> Patches:
     divide = FastDivide.by
     return Patches(
-        image[1], image[2], channels, channels * groups, grid[0] * grid[1] * grid[2], taps, *stride, *base, *step, divide(grid[1]),
-        divide(grid[2]), divide(max(kernel_width, 1)), divide(channels),
-    )  # fmt: skip
+        image[1],
+        image[2],
+        channels,
+        channels * groups,
+        grid[0] * grid[1] * grid[2],
+        taps,
+        *stride,
+        *base,
+        *step,
+        divide(grid[1]),
+        divide(grid[2]),
+        divide(max(kernel_width, 1)),
+        divide(channels),
+    )
 
 
 def _forward_patches(c: Conv) -> Patches:
@@ -206,7 +275,23 @@ def _forward_patches(c: Conv) -> Patches:
     return _patches(c.input, c.inputs, c.groups, c.out[:3], c.kernel[1], math.prod(c.kernel), c.stride, base, c.dilation)
 
 
-def _run_conv(passed, operands, arguments, shape, c, dtype, out_dtype, vecs, output, finish, arch, multiprocessors, workspace, tile, splits):
+def _run_conv(
+    passed,
+    operands,
+    arguments,
+    shape,
+    c,
+    dtype,
+    out_dtype,
+    vecs,
+    output,
+    finish,
+    arch,
+    multiprocessors,
+    workspace,
+    tile,
+    splits,
+):
     m, n, k = shape
     tile = tile or choose_tile(m, n, c.groups, arch, multiprocessors)
     if splits is None:
@@ -215,15 +300,37 @@ def _run_conv(passed, operands, arguments, shape, c, dtype, out_dtype, vecs, out
     arguments.m, arguments.n, arguments.k = m, n, k
     defines = _defines(dtype, out_dtype, tile, *vecs, PASS=passed)
     yield from _launches(
-        "conv_mma.cu", "conv_mma", operands, arguments, defines, tile, (m, n, k, c.groups), dtype, output, finish, splits, workspace
+        "conv_mma.cu",
+        "conv_mma",
+        operands,
+        arguments,
+        defines,
+        tile,
+        (m, n, k, c.groups),
+        dtype,
+        output,
+        finish,
+        splits,
+        workspace,
     )
 
 
 def conv(
-    x: Any, w: Any, out: Any, c: Conv, *, dtype: str, out_dtype: str, finish: Finish = Finish(), arch: int, multiprocessors: int,
-    workspace: Callable[[int], Any], tile: Tile | None = None, splits: int | None = None,
-) -> Iterator[Launch]:  # fmt: skip
-    """The forward convolution of x (NHWC) with w (HWIO). Not for int8, whose weights must have K contiguous (see `conv_int8`)."""
+    x: Any,
+    w: Any,
+    out: Any,
+    c: Conv,
+    *,
+    dtype: str,
+    out_dtype: str,
+    finish: Finish = NOTHING,
+    arch: int,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile: Tile | None = None,
+    splits: int | None = None,
+) -> Iterator[Launch]:
+    """The forward convolution of x (NHWC) with w (HWIO); int8 weights must have K contiguous (see `conv_int8`)."""
     if math.prod(c.out) == 0:
         return
     item, outputs = BYTES[dtype], c.out[3]
@@ -233,15 +340,39 @@ def conv(
     output = _Output(out, out_dtype, _plain(outputs), c.outputs, True)
     shape = (math.prod(c.out[:3]), c.outputs, math.prod(c.kernel) * c.inputs)
     yield from _run_conv(
-        0, (x, w), arguments, shape, c, dtype, out_dtype, (vec_x, vec_w), output, finish, arch, multiprocessors, workspace, tile, splits
+        0,
+        (x, w),
+        arguments,
+        shape,
+        c,
+        dtype,
+        out_dtype,
+        (vec_x, vec_w),
+        output,
+        finish,
+        arch,
+        multiprocessors,
+        workspace,
+        tile,
+        splits,
     )
 
 
 def conv_int8(
-    x: Any, w: Any, out: Any, c: Conv, *, out_dtype: str, finish: Finish = Finish(), arch: int, multiprocessors: int,
-    workspace: Callable[[int], Any], tile: Tile | None = None, splits: int | None = None,
-) -> Iterator[Launch]:  # fmt: skip
-    """The forward convolution of int8 x (NHWC) with int8 w, packed once as (kh, kw, out, in / groups) so that K is contiguous."""
+    x: Any,
+    w: Any,
+    out: Any,
+    c: Conv,
+    *,
+    out_dtype: str,
+    finish: Finish = NOTHING,
+    arch: int,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile: Tile | None = None,
+    splits: int | None = None,
+) -> Iterator[Launch]:
+    """The forward convolution of int8 x (NHWC) with int8 w, packed as (kh, kw, out, in / groups) so that K is contiguous."""
     if math.prod(c.out) == 0:
         return
     taps = math.prod(c.kernel)
@@ -249,9 +380,7 @@ def conv_int8(
     filter = Filter(
         c.outputs, c.inputs, c.inputs, taps, 0, c.kernel[1] * tap, tap, FastDivide.by(c.kernel[1]), FastDivide.by(c.inputs)
     )
-    arguments = ConvArguments(
-                c.inputs, c.outputs * c.inputs, c.outputs, 0, patches=_forward_patches(c), filter=filter
-    )
+    arguments = ConvArguments(c.inputs, c.outputs * c.inputs, c.outputs, 0, patches=_forward_patches(c), filter=filter)
     vecs = widest(1, alignment(x), c.inputs), widest(1, alignment(w), c.inputs)
     output = _Output(out, out_dtype, _plain(c.out[3]), c.outputs, True)
     shape = (math.prod(c.out[:3]), c.outputs, taps * c.inputs)
@@ -261,11 +390,21 @@ def conv_int8(
 
 
 def conv_input_grad(
-    g: Any, w: Any, out: Any, c: Conv, *, dtype: str, out_dtype: str, arch: int, multiprocessors: int,
-    workspace: Callable[[int], Any], tile: Tile | None = None, splits: int | None = None,
-) -> Iterator[Launch]:  # fmt: skip
-    """The gradient in the input, one launch for each phase of the stride: the input pixels that meet the same taps. Pixels that meet
-    none get a launch with an empty sum."""
+    g: Any,
+    w: Any,
+    out: Any,
+    c: Conv,
+    *,
+    dtype: str,
+    out_dtype: str,
+    arch: int,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile: Tile | None = None,
+    splits: int | None = None,
+) -> Iterator[Launch]:
+    """The gradient in the input, one launch for each phase of the stride: the input pixels that meet the same taps.
+    Pixels that meet none get a launch with an empty sum."""
     if math.prod(c.input) == 0:
         return
     item, outputs = BYTES[dtype], c.out[3]
@@ -280,26 +419,63 @@ def conv_input_grad(
                 c.out, c.outputs, c.groups, grid, px.taps, taps, (1, 1), (py.base, px.base), (py.shift, px.shift)
             )
             filter = Filter(
-                c.inputs, c.outputs, outputs, taps, (py.tap * c.kernel[1] + px.tap) * tap, py.tap_step * c.kernel[1] * tap,
-                px.tap_step * tap, FastDivide.by(max(px.taps, 1)), FastDivide.by(c.outputs),
-            )  # fmt: skip
+                c.inputs,
+                c.outputs,
+                outputs,
+                taps,
+                (py.tap * c.kernel[1] + px.tap) * tap,
+                py.tap_step * c.kernel[1] * tap,
+                px.tap_step * tap,
+                FastDivide.by(max(px.taps, 1)),
+                FastDivide.by(c.outputs),
+            )
             rows = RowMap(
-                c.input[3], 0, c.input[1], c.input[2], py.start, px.start, py.step, px.step, FastDivide.by(py.count), FastDivide.by(px.count)
+                c.input[3],
+                0,
+                c.input[1],
+                c.input[2],
+                py.start,
+                px.start,
+                py.step,
+                px.step,
+                FastDivide.by(py.count),
+                FastDivide.by(px.count),
             )
-            arguments = ConvArguments(
-                c.outputs, c.outputs, c.inputs, 0, patches=patches, filter=filter
-            )
+            arguments = ConvArguments(c.outputs, c.outputs, c.inputs, 0, patches=patches, filter=filter)
             output = _Output(out, out_dtype, rows, c.inputs, True)
             yield from _run_conv(
-                1, (g, w), arguments, (math.prod(grid), c.inputs, taps * c.outputs), c, dtype, out_dtype, vecs, output, Finish(), arch,
-                multiprocessors, workspace, tile, splits,
-            )  # fmt: skip
+                1,
+                (g, w),
+                arguments,
+                (math.prod(grid), c.inputs, taps * c.outputs),
+                c,
+                dtype,
+                out_dtype,
+                vecs,
+                output,
+                NOTHING,
+                arch,
+                multiprocessors,
+                workspace,
+                tile,
+                splits,
+            )
 
 
 def conv_weight_grad(
-    x: Any, g: Any, out: Any, c: Conv, *, dtype: str, out_dtype: str, arch: int, multiprocessors: int,
-    workspace: Callable[[int], Any], tile: Tile | None = None, splits: int | None = None,
-) -> Iterator[Launch]:  # fmt: skip
+    x: Any,
+    g: Any,
+    out: Any,
+    c: Conv,
+    *,
+    dtype: str,
+    out_dtype: str,
+    arch: int,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile: Tile | None = None,
+    splits: int | None = None,
+) -> Iterator[Launch]:
     """The gradient in the weights; K runs over all output pixels, so it is usually split."""
     taps = math.prod(c.kernel)
     if taps * c.inputs * c.outputs == 0:
@@ -310,6 +486,19 @@ def conv_weight_grad(
     arguments = ConvArguments(c.inputs, c.outputs, c.outputs, outputs, patches=patches)
     output = _Output(out, out_dtype, _plain(outputs), c.outputs, True)
     yield from _run_conv(
-        2, (x, g), arguments, (taps * c.inputs, c.outputs, math.prod(c.out[:3])), c, dtype, out_dtype, vecs, output, Finish(), arch,
-        multiprocessors, workspace, tile, splits,
-    )  # fmt: skip
+        2,
+        (x, g),
+        arguments,
+        (taps * c.inputs, c.outputs, math.prod(c.out[:3])),
+        c,
+        dtype,
+        out_dtype,
+        vecs,
+        output,
+        NOTHING,
+        arch,
+        multiprocessors,
+        workspace,
+        tile,
+        splits,
+    )

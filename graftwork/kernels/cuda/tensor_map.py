@@ -18,9 +18,9 @@ _SWIZZLE_128B, _L2_256B = 3, 3
 class TensorMap(NamedTuple):
     """A tensor in global memory as TMA reads or writes it: boxes of it, in shared memory with the 128-byte swizzle.
 
-    sizes, box, steps: elements, innermost first; strides: bytes of dimensions 1 and up, multiples of 16. With `lower` and `upper` the
-    map is for the im2col mode of an NHWC tensor (sizes: c, x, y, n): box is (channels, pixels), lower and upper the corners (x, y) of
-    the bounding box, relative to the first and the last pixel.
+    sizes, box, steps: elements, innermost first; strides: bytes of dimensions 1 and up, multiples of 16. With `lower`
+    and `upper` the map is for the im2col mode of an NHWC tensor (sizes: c, x, y, n): box is (channels, pixels), lower and upper
+    the corners (x, y) of the bounding box, relative to the first and the last pixel.
     """
 
     array: Any
@@ -80,14 +80,29 @@ def _encode(address: int, spec: TensorMap) -> np.ndarray:
     target, kind, base = ctypes.c_void_p(buffer.ctypes.data), _DRIVER_TYPES[spec.dtype], ctypes.c_void_p(address)
     if spec.lower is None:
         box = (ctypes.c_uint32 * rank)(*spec.box)
-        status = _driver().cuTensorMapEncodeTiled(target, kind, rank, base, sizes, strides, box, steps, 0, _SWIZZLE_128B, _L2_256B, 0)
+        status = _driver().cuTensorMapEncodeTiled(
+            target, kind, rank, base, sizes, strides, box, steps, 0, _SWIZZLE_128B, _L2_256B, 0
+        )
         _check(status, "cuTensorMapEncodeTiled", spec)
         return buffer
     lower, upper = (ctypes.c_int * 2)(*spec.lower), (ctypes.c_int * 2)(*spec.upper)
     status = _driver().cuTensorMapEncodeIm2col(
-        target, kind, rank, base, sizes, strides, lower, upper, ctypes.c_uint32(spec.box[0]), ctypes.c_uint32(spec.box[1]), steps,
-        0, _SWIZZLE_128B, _L2_256B, 0,
-    )  # fmt: skip
+        target,
+        kind,
+        rank,
+        base,
+        sizes,
+        strides,
+        lower,
+        upper,
+        ctypes.c_uint32(spec.box[0]),
+        ctypes.c_uint32(spec.box[1]),
+        steps,
+        0,
+        _SWIZZLE_128B,
+        _L2_256B,
+        0,
+    )
     _check(status, "cuTensorMapEncodeIm2col", spec)
     if _driver_version() <= 13010 and spec.sizes[-1] * spec.strides[-1] < 128 << 10:
         buffer.view(np.uint64)[1] &= ~np.uint64(1 << 21)  # set in error by these drivers for small im2col tensors

@@ -299,10 +299,10 @@ product_wgmma(const __grid_constant__ TensorMap map_a, const __grid_constant__ T
   if constexpr (CLUSTER > 1) cluster_sync();
   else __syncthreads();
   if (warpgroup == 0) {
-    registers_lower<24>();
+    registers_lower<40>();
     if (threadIdx.x == 0) produce(shared, full, empty, &map_a, &map_b, p, rank);
   } else {
-    registers_raise<240>();
+    registers_raise<232>();
     consume(shared, full, empty, &map_out, Epilogue{bias, residual, scale, p.wide}, p, rank, warpgroup - 1);
   }
   if constexpr (CLUSTER > 1) cluster_sync();  // no block leaves while another may still write to it

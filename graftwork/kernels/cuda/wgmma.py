@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .arguments import BYTES, TYPES, FastDivide, Launch, OutputForm, RowMap, SplitArguments, activation_code, alignment
-from .mma import Conv, Finish
+from .mma import NOTHING, Conv, Finish
 from .tensor_map import TensorMap
 
 TILE_M, DEPTH, PANEL = 128, 128, 64 * 128  # rows of a tile; bytes along K; bytes of a panel of the epilogue
@@ -19,11 +19,31 @@ class WgmmaArguments(ctypes.Structure):
     """Mirrors the structure of wgmma.cu."""
 
     _fields_ = [
-        ("tiles_m", _I), ("tiles_n", _I), ("batch", _I), ("splits", _I), ("rows", _I), ("columns", _I), ("blocks", _I), ("all_blocks", _I),
-        ("channel_blocks", FastDivide), ("tap_width", FastDivide), ("grid_height", FastDivide), ("grid_width", FastDivide),
-        ("taps", _I), ("tap_first", _I), ("tap_step", _I), ("stride_y", _I), ("stride_x", _I), ("base_y", _I), ("base_x", _I),
-        ("dilation_y", _I), ("dilation_x", _I), ("ld", _L), ("batch_out", _L), ("wide", _I),
-    ]  # fmt: skip
+        ("tiles_m", _I),
+        ("tiles_n", _I),
+        ("batch", _I),
+        ("splits", _I),
+        ("rows", _I),
+        ("columns", _I),
+        ("blocks", _I),
+        ("all_blocks", _I),
+        ("channel_blocks", FastDivide),
+        ("tap_width", FastDivide),
+        ("grid_height", FastDivide),
+        ("grid_width", FastDivide),
+        ("taps", _I),
+        ("tap_first", _I),
+        ("tap_step", _I),
+        ("stride_y", _I),
+        ("stride_x", _I),
+        ("base_y", _I),
+        ("base_x", _I),
+        ("dilation_y", _I),
+        ("dilation_x", _I),
+        ("ld", _L),
+        ("batch_out", _L),
+        ("wide", _I),
+    ]
 
 
 def stages(tile_n: int) -> int:
@@ -71,10 +91,23 @@ def _operand(array, dtype, k_contiguous, extent, k, batch, ld, batch_stride, row
 
 
 def _finish_launches(
-    maps, out_map, arguments: WgmmaArguments, dtype, out_dtype, tile_n, cluster, finish: Finish, multiprocessors, splits, workspace,
-    out, out_rows, batch_out, **macros: int,
-) -> Iterator[Launch]:  # fmt: skip
-    """The product and, with several splits, the sum of their partial results. out_map(array, dtype, splits) describes the output."""
+    maps,
+    out_map,
+    arguments: WgmmaArguments,
+    dtype,
+    out_dtype,
+    tile_n,
+    cluster,
+    finish: Finish,
+    multiprocessors,
+    splits,
+    workspace,
+    out,
+    out_rows,
+    batch_out,
+    **macros: int,
+) -> Iterator[Launch]:
+    """The product and, with several splits, the sum of the parts. out_map(array, dtype, splits) describes the output."""
     arguments.blocks = max(1, math.ceil(arguments.all_blocks / splits))
     arguments.splits = splits = max(1, math.ceil(arguments.all_blocks / arguments.blocks))
     total = math.prod(out_rows)
@@ -86,9 +119,15 @@ def _finish_launches(
     added = (finish.bias, finish.residual, finish.scale)
     bias = "int32" if dtype == "int8" else out_dtype
     names = {
-        "TYPE": TYPES[dtype], "OUT_TYPE": TYPES[kind], "BIAS_TYPE": TYPES[bias], "TILE_N": tile_n, "TILE_STAGES": stages(tile_n),
-        "CLUSTER": cluster, "ACTIVATION": activation_code(finish.activation) if partial is None else 0, **macros,
-    }  # fmt: skip
+        "TYPE": TYPES[dtype],
+        "OUT_TYPE": TYPES[kind],
+        "BIAS_TYPE": TYPES[bias],
+        "TILE_N": tile_n,
+        "TILE_STAGES": stages(tile_n),
+        "CLUSTER": cluster,
+        "ACTIVATION": activation_code(finish.activation) if partial is None else 0,
+        **macros,
+    }
     pairs = math.ceil(arguments.tiles_m / cluster)
     count = pairs * arguments.tiles_n * arguments.batch * splits
     grid = cluster * min(count, max(multiprocessors // cluster, 1))
@@ -100,12 +139,21 @@ def _finish_launches(
         plain = RowMap(ld=columns, plain=1, height=FastDivide.by(1), width=FastDivide.by(1))
         form = OutputForm(plain, 0)
         last = SplitArguments(batch_out, rows, columns, splits, 0, form)
-        kept = {"ACC_TYPE": "i32" if dtype == "int8" else "float", "OUT_TYPE": TYPES[out_dtype], "BIAS_TYPE": TYPES[bias],
-                "ACTIVATION": activation_code(finish.activation)}  # fmt: skip
+        kept = {
+            "ACC_TYPE": "i32" if dtype == "int8" else "float",
+            "OUT_TYPE": TYPES[out_dtype],
+            "BIAS_TYPE": TYPES[bias],
+            "ACTIVATION": activation_code(finish.activation),
+        }
         yield Launch(
-            "split_k.cu", "split_k", tuple(sorted((k, str(v)) for k, v in kept.items())), (min(1024, math.ceil(total / 256)), 1, 1), 256,
-            0, (partial, out, *added, bytes(last)),
-        )  # fmt: skip
+            "split_k.cu",
+            "split_k",
+            tuple(sorted((k, str(v)) for k, v in kept.items())),
+            (min(1024, math.ceil(total / 256)), 1, 1),
+            256,
+            0,
+            (partial, out, *added, bytes(last)),
+        )
 
 
 def _panel_map(array, dtype, columns, rows, batch, ld, batch_stride) -> TensorMap:
@@ -113,11 +161,30 @@ def _panel_map(array, dtype, columns, rows, batch, ld, batch_stride) -> TensorMa
 
 
 def gemm(
-    a: Any, b: Any, out: Any, *, m: int, n: int, k: int, dtype: str, out_dtype: str, a_k: bool, b_k: bool, lda: int, ldb: int, ldc: int,
-    batch: int = 1, batch_strides: tuple[int, int, int] = (0, 0, 0), finish: Finish = Finish(), multiprocessors: int,
-    workspace: Callable[[int], Any], tile_n: int | None = None, cluster: int = 2, splits: int = 1,
-) -> Iterator[Launch]:  # fmt: skip
-    """out[m, n] = finish(A[m, k] B[k, n]); arguments as in `mma.gemm`. Raises Unsupported where TMA cannot read or write an operand."""
+    a: Any,
+    b: Any,
+    out: Any,
+    *,
+    m: int,
+    n: int,
+    k: int,
+    dtype: str,
+    out_dtype: str,
+    a_k: bool,
+    b_k: bool,
+    lda: int,
+    ldb: int,
+    ldc: int,
+    batch: int = 1,
+    batch_strides: tuple[int, int, int] = (0, 0, 0),
+    finish: Finish = NOTHING,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile_n: int | None = None,
+    cluster: int = 2,
+    splits: int = 1,
+) -> Iterator[Launch]:
+    """out[m, n] = finish(A[m, k] B[k, n]); arguments as in `mma.gemm`. Raises Unsupported where TMA cannot serve an operand."""
     if min(m, n, batch) == 0:
         return
     if k == 0 or (batch > 1 and splits > 1) or (splits > 1 and ldc != n):
@@ -132,9 +199,21 @@ def gemm(
     depth = DEPTH // BYTES[dtype]
     one = FastDivide.by(1)
     arguments = WgmmaArguments(
-        math.ceil(m / TILE_M), math.ceil(n / tile_n), batch, 1, m, n, 0, math.ceil(k / depth), one, one, one, one,
-        ld=ldc, batch_out=batch_strides[2],
-    )  # fmt: skip
+        math.ceil(m / TILE_M),
+        math.ceil(n / tile_n),
+        batch,
+        1,
+        m,
+        n,
+        0,
+        math.ceil(k / depth),
+        one,
+        one,
+        one,
+        one,
+        ld=ldc,
+        batch_out=batch_strides[2],
+    )
 
     def out_map(array, kind, parts):
         if parts > 1:
@@ -142,9 +221,25 @@ def gemm(
         return _panel_map(array, kind, n, m, batch, ldc, batch_strides[2])
 
     yield from _finish_launches(
-        (map_a, map_b), out_map, arguments, dtype, out_dtype, tile_n, cluster, finish, multiprocessors, splits, workspace, out, (m, n), 0,
-        A_K_CONTIGUOUS=int(a_k), B_K_CONTIGUOUS=int(b_k), A_PATCHES=0, B_TAPS=0,
-    )  # fmt: skip
+        (map_a, map_b),
+        out_map,
+        arguments,
+        dtype,
+        out_dtype,
+        tile_n,
+        cluster,
+        finish,
+        multiprocessors,
+        splits,
+        workspace,
+        out,
+        (m, n),
+        0,
+        A_K_CONTIGUOUS=int(a_k),
+        B_K_CONTIGUOUS=int(b_k),
+        A_PATCHES=0,
+        B_TAPS=0,
+    )
 
 
 # -- convolution -------------------------------------------------------------------------------------------------------
@@ -158,9 +253,15 @@ def _image_map(image, dtype, shape, pixels, base, grid, stride, offsets) -> Tens
     if max(offsets) > 255 or max(stride) > 8:
         raise Unsupported(f"taps at offsets {offsets} or strides {stride} beyond TMA's im2col mode")
     return TensorMap(
-        image, dtype, (channels, width, height, n), (channels * item, width * channels * item, height * width * channels * item),
-        (DEPTH // item, pixels), (1, stride[1], stride[0], 1), (base[1], base[0]), (upper[1], upper[0]),
-    )  # fmt: skip
+        image,
+        dtype,
+        (channels, width, height, n),
+        (channels * item, width * channels * item, height * width * channels * item),
+        (DEPTH // item, pixels),
+        (1, stride[1], stride[0], 1),
+        (base[1], base[0]),
+        (upper[1], upper[0]),
+    )
 
 
 def _conv_arguments(m, n, tile_n, channels, dtype, kernel, grid, stride, base, dilation, ld) -> WgmmaArguments:
@@ -168,9 +269,27 @@ def _conv_arguments(m, n, tile_n, channels, dtype, kernel, grid, stride, base, d
     blocks = math.ceil(channels / (DEPTH // BYTES[dtype]))
     taps = math.prod(kernel)
     return WgmmaArguments(
-        math.ceil(m / TILE_M), math.ceil(n / tile_n), 1, 1, m, n, 0, taps * blocks, divide(blocks), divide(kernel[1]), divide(grid[0]),
-        divide(grid[1]), taps, 0, 1, *stride, *base, *dilation, ld, 0,
-    )  # fmt: skip
+        math.ceil(m / TILE_M),
+        math.ceil(n / tile_n),
+        1,
+        1,
+        m,
+        n,
+        0,
+        taps * blocks,
+        divide(blocks),
+        divide(kernel[1]),
+        divide(grid[0]),
+        divide(grid[1]),
+        taps,
+        0,
+        1,
+        *stride,
+        *base,
+        *dilation,
+        ld,
+        0,
+    )
 
 
 def _filter_map(w, dtype, k_contiguous, taps, inner, outer, rows) -> TensorMap:
@@ -181,11 +300,23 @@ def _filter_map(w, dtype, k_contiguous, taps, inner, outer, rows) -> TensorMap:
 
 
 def conv(
-    x: Any, w: Any, out: Any, c: Conv, *, dtype: str, out_dtype: str, packed: bool = False, finish: Finish = Finish(), multiprocessors: int,
-    workspace: Callable[[int], Any], tile_n: int | None = None, cluster: int = 2, splits: int = 1,
-) -> Iterator[Launch]:  # fmt: skip
-    """The forward convolution through TMA's im2col mode, groups = 1. w: HWIO, or with `packed` (kh, kw, out, in), which tf32 and int8
-    need. Raises Unsupported where TMA cannot serve it."""
+    x: Any,
+    w: Any,
+    out: Any,
+    c: Conv,
+    *,
+    dtype: str,
+    out_dtype: str,
+    packed: bool = False,
+    finish: Finish = NOTHING,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile_n: int | None = None,
+    cluster: int = 2,
+    splits: int = 1,
+) -> Iterator[Launch]:
+    """The forward convolution through TMA's im2col mode, groups = 1. w: HWIO, or with `packed` (kh, kw, out, in),
+    which tf32 and int8 need. Raises Unsupported where TMA cannot serve it."""
     if math.prod(c.out) == 0:
         return
     if c.groups != 1:
@@ -200,16 +331,41 @@ def conv(
     weights = _filter_map(w, dtype, packed, taps, inner, outer, tile_n // cluster)
     arguments = _conv_arguments(m, n, tile_n, c.input[3], dtype, c.kernel, c.out[1:3], c.stride, base, c.dilation, n)
     yield from _finish_launches(
-        (image, weights), lambda array, kind, parts: _panel_map(array, kind, n, m, parts, n, m * n), arguments, dtype, out_dtype, tile_n,
-        cluster, finish, multiprocessors, splits, workspace, out, (m, n), 0, A_K_CONTIGUOUS=1, B_K_CONTIGUOUS=int(packed), A_PATCHES=1,
+        (image, weights),
+        lambda array, kind, parts: _panel_map(array, kind, n, m, parts, n, m * n),
+        arguments,
+        dtype,
+        out_dtype,
+        tile_n,
+        cluster,
+        finish,
+        multiprocessors,
+        splits,
+        workspace,
+        out,
+        (m, n),
+        0,
+        A_K_CONTIGUOUS=1,
+        B_K_CONTIGUOUS=int(packed),
+        A_PATCHES=1,
         B_TAPS=1,
-    )  # fmt: skip
+    )
 
 
 def conv_input_grad(
-    g: Any, w: Any, out: Any, c: Conv, *, dtype: str, out_dtype: str, multiprocessors: int, workspace: Callable[[int], Any],
-    tile_n: int | None = None, cluster: int = 2, splits: int = 1,
-) -> Iterator[Launch]:  # fmt: skip
+    g: Any,
+    w: Any,
+    out: Any,
+    c: Conv,
+    *,
+    dtype: str,
+    out_dtype: str,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile_n: int | None = None,
+    cluster: int = 2,
+    splits: int = 1,
+) -> Iterator[Launch]:
     """The gradient in the input for stride 1 and groups = 1: a convolution of g with the taps in reverse order."""
     if math.prod(c.input) == 0:
         return
@@ -224,15 +380,41 @@ def conv_input_grad(
     arguments = _conv_arguments(m, n, tile_n, c.out[3], dtype, c.kernel, c.input[1:3], (1, 1), base, c.dilation, n)
     arguments.tap_first, arguments.tap_step = taps - 1, -1
     yield from _finish_launches(
-        (image, weights), lambda array, kind, parts: _panel_map(array, kind, n, m, parts, n, m * n), arguments, dtype, out_dtype, tile_n,
-        cluster, Finish(), multiprocessors, splits, workspace, out, (m, n), 0, A_K_CONTIGUOUS=1, B_K_CONTIGUOUS=1, A_PATCHES=1, B_TAPS=1,
-    )  # fmt: skip
+        (image, weights),
+        lambda array, kind, parts: _panel_map(array, kind, n, m, parts, n, m * n),
+        arguments,
+        dtype,
+        out_dtype,
+        tile_n,
+        cluster,
+        NOTHING,
+        multiprocessors,
+        splits,
+        workspace,
+        out,
+        (m, n),
+        0,
+        A_K_CONTIGUOUS=1,
+        B_K_CONTIGUOUS=1,
+        A_PATCHES=1,
+        B_TAPS=1,
+    )
 
 
 def conv_weight_grad(
-    x: Any, g: Any, out: Any, c: Conv, *, dtype: str, out_dtype: str, multiprocessors: int, workspace: Callable[[int], Any],
-    tile_n: int | None = None, cluster: int = 2, splits: int = 1,
-) -> Iterator[Launch]:  # fmt: skip
+    x: Any,
+    g: Any,
+    out: Any,
+    c: Conv,
+    *,
+    dtype: str,
+    out_dtype: str,
+    multiprocessors: int,
+    workspace: Callable[[int], Any],
+    tile_n: int | None = None,
+    cluster: int = 2,
+    splits: int = 1,
+) -> Iterator[Launch]:
     """The gradient in the weights for 16-bit types and groups = 1: the image's patches with their pixels along K."""
     taps, channels, n = math.prod(c.kernel), c.input[3], c.out[3]
     if taps * channels * n == 0:
@@ -251,7 +433,22 @@ def conv_weight_grad(
     arguments = _conv_arguments(m, n, tile_n, channels, dtype, c.kernel, c.out[1:3], c.stride, base, c.dilation, n)
     arguments.all_blocks, arguments.rows = math.ceil(pixels / depth), channels
     yield from _finish_launches(
-        (image, gradient), lambda array, kind, parts: _panel_map(array, kind, n, channels, taps * parts, n, channels * n), arguments, dtype,
-        out_dtype, tile_n, cluster, Finish(), multiprocessors, splits, workspace, out, (taps, channels, n), 0, A_K_CONTIGUOUS=0,
-        B_K_CONTIGUOUS=0, A_PATCHES=1, B_TAPS=0,
-    )  # fmt: skip
+        (image, gradient),
+        lambda array, kind, parts: _panel_map(array, kind, n, channels, taps * parts, n, channels * n),
+        arguments,
+        dtype,
+        out_dtype,
+        tile_n,
+        cluster,
+        NOTHING,
+        multiprocessors,
+        splits,
+        workspace,
+        out,
+        (taps, channels, n),
+        0,
+        A_K_CONTIGUOUS=0,
+        B_K_CONTIGUOUS=0,
+        A_PATCHES=1,
+        B_TAPS=0,
+    )

@@ -15,11 +15,13 @@ HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[2] / "graftwork" / "kernels" / "cuda"
 CACHE = Path(tempfile.gettempdir()) / f"graftwork-emulator-{os.getuid()}"
 
-_FLAGS = (
-    "-std=c++17 -fPIC -w -O1 -ffp-contract=off -fno-strict-aliasing -fno-stack-protector -U_FORTIFY_SOURCE "
-    "-Wno-unknown-pragmas -DNDEBUG"
-).split() + ['-DGRAFTWORK_EMULATOR="ptx_emulated.h"']
-_KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*)*(\w+)\s*\(')
+_FLAGS = [
+    "-std=c++17", "-fPIC", "-w", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-stack-protector", "-U_FORTIFY_SOURCE",
+    "-DNDEBUG", '-DGRAFTWORK_EMULATOR="ptx_emulated.h"',
+]  # fmt: skip
+_KERNEL = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*)*(\w+)\s*\('
+)
 
 
 class EmulatorError(Exception):
@@ -31,7 +33,7 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _closure(file: Path, folders: tuple[Path, ...]) -> tuple[Path, ...]:
     """`file` and everything that it includes with quotes."""
     seen: dict[Path, None] = {}
@@ -74,7 +76,9 @@ def _runtime(flags: list[str]) -> Path:
     return target
 
 
-def build(file: str | Path, kernel: str, defines: dict | None = None, *, arch: int = 900, asan: bool = False) -> tuple[Path, str]:
+def build(
+    file: str | Path, kernel: str, defines: dict | None = None, *, arch: int = 900, asan: bool = False
+) -> tuple[Path, str]:
     """Builds `file` (a path, or a name in graftwork/kernels/cuda). Returns the library and the symbol that calls `kernel`.
 
     `kernel` is the name of an `extern "C"` kernel or an expression such as "scale<float, 4>". `defines` become -D options,
@@ -89,8 +93,12 @@ def build(file: str | Path, kernel: str, defines: dict | None = None, *, arch: i
     names = _KERNEL.findall(path.read_text())
     symbol = f"call_{kernel}" if kernel in names else "call_given"
     kernels = {f"call_{name}": name for name in names} if kernel in names else {"call_given": kernel}
-    files = (*_closure(path, includes), *(_closure(HERE / "launcher.h", includes)), *_closure(HERE / "cuda_language.h", includes),
-             HERE / "ptx_emulated.h")  # fmt: skip
+    files = (
+        *_closure(path, includes),
+        *(_closure(HERE / "launcher.h", includes)),
+        *_closure(HERE / "cuda_language.h", includes),
+        HERE / "ptx_emulated.h",
+    )
     calls = "".join(f'extern "C" void {s}(void* const* a) {{ emulator::call(&{k}, a); }}\n' for s, k in kernels.items())
     # A namespace without a name: two libraries in one process share nothing, not even the static variables of templates.
     source = f'#include "cuda_language.h"\n#include "launcher.h"\nnamespace {{\n#include "{path}"\n}}\n{calls}'

@@ -65,13 +65,23 @@ def _run(library: Path, symbol: str, grid, block, shared_bytes, args, cluster, s
 
 
 def emulate(
-    file, kernel: str, grid, block, shared_bytes: int = 0, args=(), *, defines: dict | None = None, cluster=(1, 1, 1),
-    seed: int = 0, arch: int = 900, asan: bool = False,
-) -> None:  # fmt: skip
+    file,
+    kernel: str,
+    grid,
+    block,
+    shared_bytes: int = 0,
+    args=(),
+    *,
+    defines: dict | None = None,
+    cluster=(1, 1, 1),
+    seed: int = 0,
+    arch: int = 900,
+    asan: bool = False,
+) -> None:
     """Runs one launch of `kernel` from the .cu `file` on the CPU; arrays in `args` are read and written in place.
 
-    grid, block, cluster: an integer or up to three. args: NumPy arrays for pointers, None for a null pointer, numbers (converted to
-    the parameter's type), `Struct` bytes for a structure by value. `seed` picks the order of blocks and warps and the delays of
+    grid, block, cluster: an integer or up to three. args: NumPy arrays for pointers, None for a null pointer, numbers
+    (converted to the parameter's type), `Struct` bytes for a structure by value. `seed` picks the order of blocks and warps and the delays of
     asynchronous copies. Raises EmulatorError: compile errors, divergence, deadlock, accesses out of bounds.
     """
     library, symbol = build(file, kernel, defines, arch=arch, asan=asan)
@@ -83,19 +93,30 @@ def emulate(
 
 def _run_sanitized(library, symbol, grid, block, shared_bytes, args, cluster, seed) -> None:
     """The same in a child process under AddressSanitizer, each array in an allocation of exactly its size."""
-    runtime = subprocess.run([compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    runtime = subprocess.run(
+        [compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     environment = os.environ | {
-        "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:exitcode=99", "OPENBLAS_NUM_THREADS": "1",
-    }  # fmt: skip
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:exitcode=99",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     with tempfile.TemporaryDirectory() as folder:
         request, reply = Path(folder) / "request", Path(folder) / "reply"
         request.write_bytes(pickle.dumps((str(library), symbol, grid, block, shared_bytes, args, cluster, seed)))
         done = subprocess.run(
-            [sys.executable, "-m", f"{HERE.name}.launch", str(request), str(reply)], cwd=HERE.parent, env=environment,
-            capture_output=True, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", f"{HERE.name}.launch", str(request), str(reply)],
+            cwd=HERE.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "ERROR: AddressSanitizer" in line or " #0 " in line or " #1 " in line]
+            lines = [
+                line
+                for line in done.stderr.splitlines()
+                if "ERROR: AddressSanitizer" in line or " #0 " in line or " #1 " in line
+            ]
             raise EmulatorError("\n".join(lines[:3]) or done.stderr[-2000:])
         error, arrays = pickle.loads(reply.read_bytes())
     if error:

@@ -13,7 +13,18 @@ def encode(spec, address: int, item: int) -> bytes:
         return (*values, *(value,) * (count - len(values)))
 
     packed = struct.pack(
-        "<Q4B4II3q4H4B4b", address, rank, item, int(spec.im2col), 1, *fill(spec.sizes, 4), 0, *fill(spec.strides, 3), *fill(spec.box, 4),
-        *fill(spec.steps, 4, 1), *(spec.lower or (0, 0)), *spec.upper,
-    )  # fmt: skip
+        "<Q4B4II3q4H4B4b",
+        address,
+        rank,
+        item,
+        int(spec.im2col),
+        1,
+        *fill(spec.sizes, 4),
+        0,
+        *fill(spec.strides, 3),
+        *fill(spec.box, 4),
+        *fill(spec.steps, 4, 1),
+        *(spec.lower or (0, 0)),
+        *spec.upper,
+    )
     return packed.ljust(128, b"\0")
