@@ -1,6 +1,7 @@
 """Registers, shared memory and spills of every CUDA kernel on every architecture: `python -m bench.cuda_resources`.
 
-Needs NVRTC, no GPU. The kernels' own launch code is asked, for the shapes that networks consist of, which sources it would launch;
+Needs NVRTC, no GPU. The kernels' own launch code is asked, for the shapes that networks consist of, which sources it would
+launch;
 each is compiled and the assembler's report is kept in results/cuda_resources.md and .json.
 """
 
@@ -50,7 +51,8 @@ def _program(dtype: str) -> tuple:
     """A chain with every elementwise op once, but for sine and cosine, which keep large arguments' digits in local memory."""
     from graftwork.kernels.cuda.elementwise import BINARY, UNARY
 
-    attrs = {"leaky_relu": {"alpha": 0.1}, "leaky_relu_grad": {"alpha": 0.1}, "elu": {"alpha": 1.0}, "gelu": {"approximate": False},
+    attrs = {"leaky_relu": {"alpha": 0.1}, "leaky_relu_grad": {"alpha": 0.1}, "elu": {"alpha": 1.0},
+        "gelu": {"approximate": False},
              "clip": {"low": -2.0, "high": 2.0}, "cast": {"dtype": dtype}}  # fmt: skip
     steps: list[tuple] = []
     last = 0
@@ -99,7 +101,9 @@ def calls(dtype: str) -> Iterator[Call]:
         yield Call("log_softmax_grad", ((shape, dtype), (shape, dtype)), {"axis": 1})
         yield Call("cross_entropy", ((shape, dtype), (shape[:1], "int64")), {"label_smoothing": 0.1})
         yield Call("layer_norm", ((shape, dtype), (shape[1:], dtype), (shape[1:], dtype)), {"epsilon": 1e-5})
-        yield Call("layer_norm_grad", ((shape, dtype), (shape, dtype), (shape[1:], dtype), (shape[:1], dtype), (shape[:1], dtype)), {})
+        yield Call(
+            "layer_norm_grad", ((shape, dtype), (shape, dtype), (shape[1:], dtype), (shape[:1], dtype), (shape[:1], dtype)), {}
+        )
     yield Call("batch_norm", (image, *(vector,) * 4), {"epsilon": 1e-3})
     yield Call("batch_norm_train", (image, vector, vector), {"epsilon": 1e-3})
     yield Call("batch_norm_grad", (image, image, *(vector,) * 3), {"epsilon": 1e-3})
@@ -119,7 +123,9 @@ def calls(dtype: str) -> Iterator[Call]:
     yield Call("dropout", (image, ((2,), "uint64")), {"rate": 0.1})
     yield Call("dropout_grad", (image, (image[0], "uint8")), {"rate": 0.1})
     weight, one = ((512, 512), dtype), ((), dtype)
-    yield Call("sgd_update", (*(weight,) * 3, one), {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "dampening": 0.0})
+    yield Call(
+        "sgd_update", (*(weight,) * 3, one), {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "dampening": 0.0}
+    )
     yield Call("adam_update", (*(weight,) * 4, one, one),
                {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "decoupled": False})  # fmt: skip
     yield Call("moving_average", (vector, vector), {"momentum": 0.9})
@@ -139,7 +145,12 @@ def products(dtype: str) -> Iterator[Call]:
             (32, 224, 3, 64, 7, 2, 1), (32, 28, 128, 128, 3, 1, 4), (32, 56, 96, 96, 3, 1, 96),
         ):  # fmt: skip
             half = window // 2
-            geometry = {"stride": (stride, stride), "padding": ((half, half), (half, half)), "dilation": (1, 1), "groups": groups}
+            geometry = {
+                "stride": (stride, stride),
+                "padding": ((half, half), (half, half)),
+                "dilation": (1, 1),
+                "groups": groups,
+            }
             out = (size + 2 * half - window) // stride + 1
             x, g = ((batch, size, size, channels), dtype), ((batch, out, out, outputs), dtype)
             w = ((window, window, channels // groups, outputs), dtype)
@@ -189,7 +200,9 @@ def usage(log: str, kernel: str, dynamic: int = 0) -> Usage:
     for entry in _ENTRY.finditer(log):
         if entry.group(1) == kernel:
             text = entry.group(0)
-            stack, stores, loads = (_number(p, text) for p in (r"(\d+) bytes stack frame", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads"))
+            stack, stores, loads = (
+                _number(p, text) for p in (r"(\d+) bytes stack frame", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
+            )
             shared = sum(map(int, re.findall(r"(\d+) bytes smem", text)))
             serialised = tuple(sorted(set(re.findall(r"C75\d\d", log))))
             return Usage(_number(r"Used (\d+) registers", text), shared + dynamic, stack, stores + loads, serialised)
@@ -204,7 +217,9 @@ def _number(pattern: str, text: str) -> int:
 def measure(architecture: str, dtypes=FLOATS, made=calls) -> list[dict]:
     """One row a kernel: compiled for the architecture, with what it uses."""
     rows, logs = [], {}
-    for (source, kernel), step in sorted(steps_of(architecture, dtypes, made).items(), key=lambda item: (item[0][0].file, item[0][1])):
+    for (source, kernel), step in sorted(
+        steps_of(architecture, dtypes, made).items(), key=lambda item: (item[0][0].file, item[0][1])
+    ):
         if source not in logs:
             logs[source] = loader.compile_source(source, architecture).log
         found = usage(logs[source], kernel, step.shared)
@@ -226,7 +241,8 @@ def short(defines: dict[str, str]) -> str:
 def problems(rows: list[dict]) -> list[str]:
     """Spills, local memory and serialised tensor-core products."""
     return [
-        f"{r['kernel']} on {r['architecture']} ({r['macros']}): {r['spills']} bytes spilled, {r['stack']} bytes of stack, {r['warnings']}"
+        f"{r['kernel']} on {r['architecture']} ({r['macros']}): {r['spills']} bytes spilled, "
+        f"{r['stack']} bytes of stack, {r['warnings']}"
         for r in rows
         if r["spills"] or (r["stack"] and not r["local_meant"]) or any(w in ("C7508", "C7510") for w in r["warnings"])
     ]  # fmt: skip
@@ -242,7 +258,8 @@ def table(rows: list[dict]) -> str:
     for (_, kernel, macros), by in found.items():
         first = next(iter(by.values()))
         registers = [str(by[a]["registers"]) if a in by else "" for a in names]
-        lines.append(f"| `{kernel}` | {macros} | {first['threads']} | {max(r['shared'] for r in by.values())} | {' | '.join(registers)} |")
+        shared = max(r["shared"] for r in by.values())
+        lines.append(f"| `{kernel}` | {macros} | {first['threads']} | {shared} | {' | '.join(registers)} |")
     return "\n".join(lines)
 
 
@@ -258,7 +275,8 @@ def main() -> int:
     compiler = ".".join(map(str, nvrtc.version()))
     text = [
         "# Resources of the CUDA kernels", "", f"Registers a thread by architecture, as NVRTC {compiler} reports them; "
-        f"`python -m bench.cuda_resources` writes this. Spills or local memory: {len(wrong) or 'none'}.", "", *(f"- {w}" for w in wrong),
+        f"`python -m bench.cuda_resources` writes this. Spills or local memory: {len(wrong) or 'none'}.", "",
+        *(f"- {w}" for w in wrong),
         table(rows), "",
     ]  # fmt: skip
     if options.only is None:

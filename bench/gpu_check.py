@@ -45,7 +45,8 @@ def run_sanitizer(seconds: float) -> dict:
         return {"skipped": "compute-sanitizer is not installed (it comes with the CUDA toolkit)"}
     found = {}
     for tool in ("memcheck", "racecheck"):
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x",
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-m", "gpu",
+            "-q", "-x",
                    "-p", "no:cacheprovider", "tests/cuda/test_gpu.py", "-k", "sanitized"]  # fmt: skip
         found[tool] = _subprocess(command, seconds / 2)
     return {"ok": all(f["ok"] for f in found.values()), **found}
@@ -58,7 +59,11 @@ def _subprocess(command: list[str], seconds: float) -> dict:
     except subprocess.TimeoutExpired as error:
         text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
         return {"ok": False, "seconds": seconds, "output": f"{text[-2000:]}\nstopped after {seconds:.0f} s"}
-    return {"ok": done.returncode == 0, "seconds": round(time.perf_counter() - start, 1), "output": (done.stdout + done.stderr)[-4000:]}
+    return {
+        "ok": done.returncode == 0,
+        "seconds": round(time.perf_counter() - start, 1),
+        "output": (done.stdout + done.stderr)[-4000:],
+    }
 
 
 def _measured(name: str) -> Callable[[float], dict]:
@@ -138,7 +143,14 @@ def markdown(result: dict) -> str:
     """The whole result for readers."""
     about = result["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in about.items() if k not in ("cpu", "cores") and v)
-    lines = [f"# {result['chip']['name']}", "", f"Written by `make gpu-check`. {chip_text(result['chip'])}", "", f"Versions: {versions}.", ""]
+    lines = [
+        f"# {result['chip']['name']}",
+        "",
+        f"Written by `make gpu-check`. {chip_text(result['chip'])}",
+        "",
+        f"Versions: {versions}.",
+        "",
+    ]
     for name, part in result["parts"].items():
         lines += [f"## {name}", "", part_text(name, part), ""]
     return "\n".join(lines)
@@ -146,7 +158,8 @@ def markdown(result: dict) -> str:
 
 def chip_text(chip: dict) -> str:
     return (
-        f"Compute capability {chip['capability'] / 10:.1f}, {chip['processors']} multiprocessors, {chip['memory_gib']:.0f} GiB, "
+        f"Compute capability {chip['capability'] / 10:.1f}, {chip['processors']} multiprocessors, "
+        f"{chip['memory_gib']:.0f} GiB, "
         f"driver CUDA {chip['driver']}, NVRTC {chip['nvrtc']}."
     )
 
@@ -177,7 +190,9 @@ def chip() -> dict:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="check and measure the CUDA kernels on this machine's GPU")
     parser.add_argument("--only", choices=list(PARTS), action="append", help="only this part (may be repeated)")
-    parser.add_argument("--scale", type=float, default=1.0, help="time of every part, in shares of its own (default 1: ten minutes in all)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="time of every part, in shares of its own (default 1: ten minutes in all)"
+    )
     options = parser.parse_args(arguments)
     if options.scale <= 0:
         parser.error(f"--scale {options.scale}: expected a positive number")

@@ -1,6 +1,7 @@
 """The measurements of `bench.gpu_check`: kernels and networks on a GPU beside PyTorch's (cuBLAS, cuDNN) in the same run.
 
-Inputs are random, never zeros. A time is the median of several batches of calls between two events. Every product and convolution
+Inputs are random, never zeros. A time is the median of several batches of calls between two events. Every product and
+convolution
 is compared with the peer's result, and the difference stands in the table.
 """
 
@@ -21,7 +22,8 @@ from graftwork.nn import functional as F
 from .layers import NETWORKS, Call, build, calls_of, picture
 
 GEMMS = (  # m, n, k, whether A and B are stored transposed
-    (1024, 1024, 1024, "nn"), (2048, 2048, 2048, "nn"), (4096, 4096, 4096, "nn"), (8192, 8192, 8192, "nn"), (4096, 4096, 4096, "nt"),
+    (1024, 1024, 1024, "nn"), (2048, 2048, 2048, "nn"), (4096, 4096, 4096, "nn"), (8192, 8192, 8192, "nn"), (4096, 4096, 4096,
+    "nt"),
     (4096, 4096, 4096, "tn"), (16, 4096, 4096, "nn"), (4096, 16, 4096, "nn"), (1, 4096, 25088, "nn"), (100352, 64, 576, "nn"),
     (256, 256, 65536, "nn"),
 )  # fmt: skip
@@ -29,6 +31,7 @@ DTYPES = ("float32", "tf32", "float16", "bfloat16")
 CONV_BATCH = 32
 BATCHES = (1, 32, 256)
 COPY_BYTES = 1 << 29
+LAUNCHES = 2000  # timed calls of the overhead measurement
 TOUCH = 1 << 26  # elements of the memory-bound measurements
 
 
@@ -264,7 +267,12 @@ def memory(bench: Bench, budget: Budget) -> dict:
             left_out += 1
             continue
         ours = bench.seconds(run)
-        row: dict[str, Any] = {"op": name, "us": ours * 1e6, "gbytes_per_second": moved / ours / 1e9, "share_of_copy": moved / ours / bandwidth}
+        row: dict[str, Any] = {
+            "op": name,
+            "us": ours * 1e6,
+            "gbytes_per_second": moved / ours / 1e9,
+            "share_of_copy": moved / ours / bandwidth,
+        }
         if bench.torch is not None and peer is not None:
             theirs = bench.seconds(peer)
             row |= {"peer_us": theirs * 1e6, "ratio": theirs / ours}
@@ -275,7 +283,9 @@ def memory(bench: Bench, budget: Budget) -> dict:
 def copy_bandwidth(bench: Bench) -> float:
     """Bytes read and written a second by the driver's own copy."""
     source, target = bench.random((COPY_BYTES // 4,)), bench.empty((COPY_BYTES // 4,))
-    seconds = bench.seconds(lambda: target.data.copy_from_device_async(source.data, COPY_BYTES, bench.cupy.cuda.get_current_stream()))
+    seconds = bench.seconds(
+        lambda: target.data.copy_from_device_async(source.data, COPY_BYTES, bench.cupy.cuda.get_current_stream())
+    )
     return 2 * COPY_BYTES / seconds
 
 
@@ -307,7 +317,12 @@ def memory_cases(bench: Bench, size: int) -> Iterator[tuple[str, float, Callable
     tn, tv = (bench.peer(a) for a in (narrow, vector)) if torch is not None else (None, None)
     yield ("batch norm, training", 3 * nbytes, ours("batch_norm_train", narrow, vector, vector, out=(wide, m, v), epsilon=1e-3),
            lambda: torch.nn.functional.batch_norm(tn, None, None, tv, tv, True))  # fmt: skip
-    yield "transposition", 2 * nbytes, ours("contiguous", x.transpose((1, 0)), out=out.reshape((1024, rows))), lambda: tx.t().contiguous()
+    yield (
+        "transposition",
+        2 * nbytes,
+        ours("contiguous", x.transpose((1, 0)), out=out.reshape((1024, rows))),
+        lambda: tx.t().contiguous(),
+    )
     side = math.isqrt(size // 64 // 4)
     image, pooled = bench.random((4, side, side, 64)), bench.empty((4, side // 2, side // 2, 64))
     ti = bench.peer(image).permute(0, 3, 1, 2) if torch is not None else None
@@ -315,7 +330,12 @@ def memory_cases(bench: Bench, size: int) -> Iterator[tuple[str, float, Callable
     yield ("max pooling 2x2", 5.0 * math.prod(image.shape), ours("max_pool2d", image, out=pooled, **window),
            lambda: torch.nn.functional.max_pool2d(ti, 2))  # fmt: skip
     state, mask = bench.cupy.asarray(np.array([1, 0], np.uint64)), launch.empty((rows, 1024), np.dtype(np.uint8))
-    yield "dropout", 2.25 * nbytes, ours("dropout", x, state, out=(out, mask), rate=0.1), lambda: torch.nn.functional.dropout(tx, 0.1)
+    yield (
+        "dropout",
+        2.25 * nbytes,
+        ours("dropout", x, state, out=(out, mask), rate=0.1),
+        lambda: torch.nn.functional.dropout(tx, 0.1),
+    )
     lr = bench.cupy.asarray(np.asarray(1e-6, np.float32))
     attrs = {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "dampening": 0.0}
     yield "SGD with momentum", 5 * nbytes, ours("sgd_update", x, y, bench.random((rows, 1024)), lr, out=None, **attrs), None
@@ -335,13 +355,13 @@ def launch_overhead(bench: Bench) -> list[dict]:
         runs["PyTorch"] = lambda: bench.torch.relu(peer)
     rows = []
     for name, run in runs.items():
-        for _ in range(100):
+        for _ in range(min(100, LAUNCHES)):
             run()
         gw.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(2000):
+        for _ in range(LAUNCHES):
             run()
-        host = (time.perf_counter() - start) / 2000
+        host = (time.perf_counter() - start) / LAUNCHES
         gw.cuda.synchronize()
         rows.append({"call": name, "host_us": host * 1e6})
     return rows
@@ -355,7 +375,8 @@ def launch_part(bench: Bench, budget: Budget) -> dict:
 
 
 def networks(bench: Bench, budget: Budget) -> dict:
-    """Inference of the four networks, eager, at several batch sizes, beside PyTorch's eager twins with our weights (channels last)."""
+    """Inference of the four networks, eager, at several batch sizes, beside PyTorch's eager twins with our weights
+    (channels last)."""
     rows, left_out = [], 0
     for name in NETWORKS:
         model = build(name).eval()

@@ -1,4 +1,5 @@
-"""Every kernel compiles for every architecture, without spills or unintended local memory, and tensor cores are not serialised."""
+"""Every kernel compiles for every architecture, without spills or unintended local memory, and tensor cores are not
+serialised."""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ def test_views_operators_and_numbers(gpu, rng):
     a = rng.standard_normal((3, 4)).astype(np.float32)
     for device in ("cpu", "cuda"):
         x = gw.tensor(a, device=device, requires_grad=True)
-        y = ((x.T @ x)[1:, ::2] * 2.0 - 1.0) ** 2 + gw.nn.functional.concat([x.reshape(4, 3)[:3, :2], x[:, 1:3] * 0], axis=0)[:3]
+        y = ((x.T @ x)[1:, ::2] * 2.0 - 1.0) ** 2 + gw.nn.functional.concat([x.reshape(4, 3)[:3, :2], x[:, 1:3] * 0], axis=0)[
+            :3
+        ]
         y.sum().backward()
         values = (y.numpy(), x.grad.numpy())
         if device == "cpu":
@@ -145,7 +147,9 @@ def test_arrays_of_the_host_are_refused_without_a_stand_in():
         gw.kernels.get("relu", device="cuda")(x, out=x)
 
 
-@pytest.mark.parametrize("driver, reason", [(0, "no NVIDIA driver"), (12040, r"supports CUDA 12\.4.*needs CUDA 13"), (13000, None)])
+@pytest.mark.parametrize(
+    "driver, reason", [(0, "no NVIDIA driver"), (12040, r"supports CUDA 12\.4.*needs CUDA 13"), (13000, None)]
+)
 def test_why_there_is_no_gpu(monkeypatch, driver, reason):
     import re
 

@@ -41,7 +41,11 @@ def test_a_failing_part_does_not_stop_the_others(capsys):
         raise RuntimeError("this part is broken")
 
     kept = []
-    parts = {"gemm": broken, "memory": lambda seconds: {"rows": [{"op": "add", "ratio": 1.25}]}, "sanitizer": lambda s: {"skipped": "none"}}
+    parts = {
+        "gemm": broken,
+        "memory": lambda seconds: {"rows": [{"op": "add", "ratio": 1.25}]},
+        "sanitizer": lambda s: {"skipped": "none"},
+    }
     result = gpu_check.run_parts(list(parts), parts, 1.0, lambda r: kept.append(json.dumps(r)))
     assert result["gemm"]["ok"] is False and "this part is broken" in result["gemm"]["output"]
     assert result["memory"]["ok"] is True and result["sanitizer"]["ok"] is None and len(kept) == 3
@@ -51,13 +55,18 @@ def test_a_failing_part_does_not_stop_the_others(capsys):
 def test_the_report():
     parts = {
         "tests": {"ok": True, "seconds": 3.0, "output": "....\n12 passed\n"},
-        "gemm": {"ok": True, "rows": [{"dtype": "float32", "shape": "8x8x8 nn", "us": 12345.6, "ratio": 0.5}, {"dtype": "tf32", "us": 1.0}],
+        "gemm": {"ok": True, "rows": [{"dtype": "float32", "shape": "8x8x8 nn", "us": 12345.6, "ratio": 0.5}, {"dtype": "tf32",
+            "us": 1.0}],
                  "summary": {"mean": "0.5"}, "left_out": 3},
         "conv": {"ok": False, "output": "Traceback: no"},
     }  # fmt: skip
     text = gpu_check.markdown({"machine": {"cpu": "x", "python": "3.11"}, "chip": CHIP, "parts": parts})
     assert text.startswith("# NVIDIA Made-Up 1") and "Compute capability 9.0, 132 multiprocessors, 141 GiB" in text
-    assert "| dtype | shape | us | ratio |" in text and "| float32 | 8x8x8 nn | 12346 | 0.5 |" in text and "| tf32 |  | 1 |  |" in text
+    assert (
+        "| dtype | shape | us | ratio |" in text
+        and "| float32 | 8x8x8 nn | 12346 | 0.5 |" in text
+        and "| tf32 |  | 1 |  |" in text
+    )
     assert "12 passed" in text and "left out for lack of time: 3" in text and "**Failed.**" in text and "Traceback: no" in text
     assert gpu_check.slug("NVIDIA H200 NVL (141 GB)") == "nvidia-h200-nvl-141-gb"
 
@@ -134,9 +143,12 @@ def test_networks_and_layers_dry(dry, monkeypatch):
     from graftwork import nn
 
     def small(name, **more):
-        return nn.Sequential(nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same"))
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same")
+        )
 
-    for name, value in (("build", small), ("picture", lambda batch: np.ones((batch, 8, 8, 3), np.float32)), ("NETWORKS", ("any",)),
+    for name, value in (("build", small), ("picture", lambda batch: np.ones((batch, 8, 8, 3), np.float32)),
+            ("NETWORKS", ("any",)),
                         ("BATCHES", (1, 2))):  # fmt: skip
         monkeypatch.setattr(gpu_measure, name, value)
     found = run("networks", dry)
@@ -147,6 +159,7 @@ def test_networks_and_layers_dry(dry, monkeypatch):
 
 def test_launch_dry(dry, monkeypatch):
     monkeypatch.setattr(gw.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu_measure, "LAUNCHES", 2)
     assert [r["call"] for r in run("launch", dry)["rows"]] == ["kernel function", "op"]
 
 

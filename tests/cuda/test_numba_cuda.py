@@ -43,7 +43,9 @@ print(json.dumps([worst, seen]))
 
 def test_all_samples_in_the_simulator():
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", SIMULATED], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SIMULATED], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     worst, seen = json.loads(done.stdout)
     assert set(seen) == set(KERNELS)

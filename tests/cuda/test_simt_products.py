@@ -35,8 +35,8 @@ TILES = pytest.mark.parametrize("tile", [selection.LARGE, selection.TALL, select
 @pytest.mark.parametrize("shape", [(131, 140, 37), (5, 129, 64)], ids=str)
 def test_transpositions_and_edges(emulated, tile, transposed, shape, rng):
     m, n, k = shape
-    m += selection.LARGE == tile  # other shapes for every tile: descriptions are kept by shape
-    n += 4 * (selection.TALL == tile)
+    m += tile == selection.LARGE  # other shapes for every tile: descriptions are kept by shape
+    n += 4 * (tile == selection.TALL)
     a = rng.standard_normal((k, m) if transposed[0] == "t" else (m, k)).astype(np.float32)
     b = rng.standard_normal((n, k) if transposed[1] == "t" else (k, n)).astype(np.float32)
     a, b = (a.T if transposed[0] == "t" else a), (b.T if transposed[1] == "t" else b)
@@ -62,7 +62,9 @@ def test_other_dtypes(emulated, dtype, limit, rng):
     assert relative(out, product(a, b)) < limit
 
 
-@pytest.mark.parametrize("left, right", [((3, 1, 5, 6), (4, 6, 7)), ((2, 3, 4, 5, 6), (2, 1, 4, 6, 3)), ((5, 6), (9, 6, 2))], ids=str)
+@pytest.mark.parametrize(
+    "left, right", [((3, 1, 5, 6), (4, 6, 7)), ((2, 3, 4, 5, 6), (2, 1, 4, 6, 3)), ((5, 6), (9, 6, 2))], ids=str
+)
 def test_batches_broadcast(emulated, left, right, rng):
     a, b = rng.standard_normal(left).astype(np.float32), rng.standard_normal(right).astype(np.float32)
     expected = product(a, b)

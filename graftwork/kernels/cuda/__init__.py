@@ -11,7 +11,9 @@ _MODULES = {"chain": "elementwise", "index": "index", "counter": "update", "matm
 _ELSEWHERE = {"concat": "copies", "pad": "copies", "slice_scatter": "copies", "contiguous": "copies"}
 
 KERNELS = {
-    op: {"cuda": f"{_ELSEWHERE.get(op, _MODULES.get(family, family))}:{op}"} for family, ops in FAMILIES.items() for op in ops.split()
+    op: {"cuda": f"{_ELSEWHERE.get(op, _MODULES.get(family, family))}:{op}"}
+    for family, ops in FAMILIES.items()
+    for op in ops.split()
 }
 
 for _op in ("matmul", "linear", "conv2d", "conv2d_input_grad", "conv2d_weight_grad"):

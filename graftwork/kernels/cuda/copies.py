@@ -43,7 +43,9 @@ def _transpose(b: Builder, source: View, target: View, sizes, of, to) -> None:
         ("source_batch", "i8", np.array(source_batch, np.int64)), ("target_batch", "i8", np.array(target_batch, np.int64)),
     ])  # fmt: skip
     tiles = ceil_div(sizes[run], TILE) * ceil_div(sizes[-1], TILE)
-    b.launch("transpose.cu", "transpose", {"ELEMENT": _bits(source)}, tiles * batch[0] * batch[1], (TILE, 8), target, source, form)
+    b.launch(
+        "transpose.cu", "transpose", {"ELEMENT": _bits(source)}, tiles * batch[0] * batch[1], (TILE, 8), target, source, form
+    )
 
 
 def _bits(view: View) -> str:

@@ -37,4 +37,6 @@ def scatter_add(b: Builder, g: View, idx: View, *, out: View, axis: int, size: i
 @kernel
 def one_hot(b: Builder, idx: View, *, out: View, depth: int, dtype: str) -> None:
     idx = b.dense(idx)
-    b.launch("index.cu", "one_hot", _defines(out, idx), ceil_div(out.size, BLOCK), BLOCK, out, idx, _form(1, idx.size, depth, 1))
+    b.launch(
+        "index.cu", "one_hot", _defines(out, idx), ceil_div(out.size, BLOCK), BLOCK, out, idx, _form(1, idx.size, depth, 1)
+    )

@@ -2,7 +2,8 @@
 
 A kernel module describes an op as a pure function of shapes: `describe(b, *views, out=view, **attrs)`, where `b` is a Builder
 that collects steps (source file, macros, grid, block, arguments) and scratch arrays. `@kernel` turns it into what the registry
-wants, `fn(*arrays, out=..., **attrs)`: the steps are kept by shapes, strides, dtypes, alignments and attributes, so that a second
+wants, `fn(*arrays, out=..., **attrs)`: the steps are kept by shapes, strides, dtypes, alignments and attributes, so that a
+second
 call of the same form only fills in pointers. A Machine runs steps: `Gpu` through CuPy here, an emulator in the tests.
 """
 
@@ -192,7 +193,7 @@ def _layout(fields) -> np.dtype:
     return np.dtype([(name, kind, shape) if shape else (name, kind) for name, kind, shape in fields], align=True)
 
 
-def _filled(fields, values) -> np.void:
+def _filled(fields, values) -> Any:
     made = np.zeros((), _layout(fields))
     for (name, _, _), value in zip(fields, values, strict=True):
         made[name] = value
@@ -295,8 +296,8 @@ def explain_memory(asked: int, shape, dtype, used: int, pooled: int, free: int, 
     mib = 1 / (1 << 20)
     return (
         f"no room for an array of {'x'.join(map(str, shape))} {dtype} ({asked * mib:.0f} MiB) on the GPU: this process uses "
-        f"{used * mib:.0f} MiB and keeps {(pooled - used) * mib:.0f} MiB for reuse, {free * mib:.0f} of {total * mib:.0f} MiB are "
-        "free. Use a smaller batch, or free tensors you no longer need"
+        f"{used * mib:.0f} MiB and keeps {(pooled - used) * mib:.0f} MiB for reuse, {free * mib:.0f} of {total * mib:.0f} MiB "
+        "are free. Use a smaller batch, or free tensors you no longer need"
     )
 
 
@@ -323,7 +324,8 @@ def _require_current(number: int) -> None:
 
     if (current := cupy.cuda.runtime.getDevice()) != number:
         raise DeviceError(
-            f"arrays on cuda:{number}, while the current GPU is {current}; put the calls into `with graftwork.cuda.device({number}):`"
+            f"arrays on cuda:{number}, while the current GPU is {current}; put the calls into "
+            f"`with graftwork.cuda.device({number}):`"
         )
 
 
@@ -341,7 +343,9 @@ def view_of(slot: int, array) -> View:
     address = address_of(array)
     if address % size:
         raise DTypeError(f"an array of {array.dtype} at address {address:#x}, which is not a multiple of {size}; copy it first")
-    return View(slot, tuple(array.shape), tuple(s // size for s in array.strides), array.dtype, math.gcd(address, VECTOR) or VECTOR)
+    return View(
+        slot, tuple(array.shape), tuple(s // size for s in array.strides), array.dtype, math.gcd(address, VECTOR) or VECTOR
+    )
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------

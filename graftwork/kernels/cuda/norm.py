@@ -62,10 +62,13 @@ def batch_norm_grad(b: Builder, g: View, x: View, gamma: View, mean: View, var: 
     kind = accumulator(x.dtype)
     partial, sums = b.empty((parts, 2, channels), kind), b.empty((2, channels), kind)
     form = _form(rows, channels, parts, epsilon)
-    b.launch("norm.cu", "batch_grad_sums", _defines(x), (ceil_div(channels, 32), parts), (32, 8), partial, g, x, mean, var, form)
+    b.launch(
+        "norm.cu", "batch_grad_sums", _defines(x), (ceil_div(channels, 32), parts), (32, 8), partial, g, x, mean, var, form
+    )
     b.launch("norm.cu", "join_grad_sums", _defines(x), ceil_div(channels, BLOCK), BLOCK, dgamma, dbeta, sums, partial, form)
     lanes = vector_width(g, x, dx, runs=[channels])
-    b.launch("norm.cu", "batch_grad", _defines(x, lanes), ceil_div(x.size // lanes, BLOCK), BLOCK, dx, g, x, gamma, mean, var, sums,
+    b.launch("norm.cu", "batch_grad", _defines(x, lanes), ceil_div(x.size // lanes, BLOCK), BLOCK, dx, g, x, gamma, mean, var,
+        sums,
              form)  # fmt: skip
 
 
@@ -75,7 +78,9 @@ def layer_norm(b: Builder, x: View, gamma: View, beta: View, *, out, epsilon: fl
     x, gamma, beta = b.dense(x), b.dense(gamma), b.dense(beta)
     rows, channels, team = _rows(x)
     form = _form(rows, channels, 1, epsilon)
-    b.launch("norm.cu", "layer_norm", _defines(x, 1, team), ceil_div(rows * team, BLOCK), BLOCK, y, mean, rstd, x, gamma, beta, form)
+    b.launch(
+        "norm.cu", "layer_norm", _defines(x, 1, team), ceil_div(rows * team, BLOCK), BLOCK, y, mean, rstd, x, gamma, beta, form
+    )
 
 
 @kernel
@@ -84,7 +89,8 @@ def layer_norm_grad(b: Builder, g: View, x: View, gamma: View, mean: View, rstd:
     g, x, gamma, mean, rstd = (b.dense(v) for v in (g, x, gamma, mean, rstd))
     rows, channels, team = _rows(x)
     weighted = b.empty(x.shape, accumulator(x.dtype))
-    b.launch("norm.cu", "layer_grad", _defines(x, 1, team), ceil_div(rows * team, BLOCK), BLOCK, dx, weighted, g, x, gamma, mean, rstd,
+    b.launch("norm.cu", "layer_grad", _defines(x, 1, team), ceil_div(rows * team, BLOCK), BLOCK, dx, weighted, g, x, gamma,
+        mean, rstd,
              _form(rows, channels))  # fmt: skip
     column_sums(b, weighted, dgamma, channels)
     column_sums(b, g, dbeta, channels)

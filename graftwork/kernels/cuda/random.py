@@ -35,4 +35,6 @@ def dropout_grad(b: Builder, g: View, mask: View, *, out: View, rate: float) -> 
     lanes = vector_width(g, out)
     lanes = min(lanes, mask.alignment)
     defines = {"ELEMENT": c_type(g.dtype), "LANES": lanes}
-    b.launch("random.cu", "dropout_grad", defines, ceil_div(ceil_div(g.size, lanes), BLOCK), BLOCK, out, g, mask, _form(g, rate))
+    b.launch(
+        "random.cu", "dropout_grad", defines, ceil_div(ceil_div(g.size, lanes), BLOCK), BLOCK, out, g, mask, _form(g, rate)
+    )

@@ -22,9 +22,13 @@ def _describe(b: Builder, name: str, mode: int, out: View, inputs: list[View], a
     team = 32 if length <= SHORT else BLOCK
     defines = {"ELEMENT": c_type(out.dtype), "MODE": mode, "ROW": team, "LABEL": "i64"}
     if inner == 1:
-        b.launch("softmax.cu", f"{name}_rows", defines, ceil_div(rows * team, BLOCK), BLOCK, out, *inputs, _form(rows, length, 1))
+        b.launch(
+            "softmax.cu", f"{name}_rows", defines, ceil_div(rows * team, BLOCK), BLOCK, out, *inputs, _form(rows, length, 1)
+        )
     else:
-        b.launch("softmax.cu", f"{name}_columns", defines, ceil_div(rows, BLOCK), BLOCK, out, *inputs, _form(rows, length, inner))
+        b.launch(
+            "softmax.cu", f"{name}_columns", defines, ceil_div(rows, BLOCK), BLOCK, out, *inputs, _form(rows, length, inner)
+        )
 
 
 @kernel

@@ -1,4 +1,5 @@
-"""Which products and convolutions go to tensor cores, and by which tier: wgmma with TMA (sm_90a) where it can take them, else mma.sync.
+"""Which products and convolutions go to tensor cores, and by which tier: wgmma with TMA (sm_90a) where it can take them,
+else mma.sync.
 
 16-bit dtypes always do. float32 does only as the variant "tf32", for its products are rounded to 11 bits.
 """
@@ -51,16 +52,19 @@ def _splits(m: int, n: int, k: int, itemsize: int, processors: int) -> int:
 
 
 def add_gemm(b: Builder, left: Any, right: Any, out: View, extent, bias, residual, activation) -> None:
-    """out = activation(A B + bias + residual); `left` and `right` are `gemm.Operand`s, `extent` a `gemm.Extent` of one batch stride."""
+    """out = activation(A B + bias + residual); `left` and `right` are `gemm.Operand`s, `extent` a `gemm.Extent` of one
+    batch stride."""
     m, n, k, sizes = extent
     dtype, batch = out.dtype.name, math.prod(sizes)
     strides = (left.batch[2], right.batch[2], m * n)
     finish = mma.Finish(bias, residual, None, activation)
-    common: dict[str, Any] = {"m": m, "n": n, "k": k, "dtype": dtype, "out_dtype": dtype, "ldc": n, "batch": batch, "batch_strides": strides,
+    common: dict[str, Any] = {"m": m, "n": n, "k": k, "dtype": dtype, "out_dtype": dtype, "ldc": n, "batch": batch,
+        "batch_strides": strides,
                               "finish": finish, "multiprocessors": b.processors, "workspace": _workspace(b)}  # fmt: skip
 
     def general():
-        return mma.gemm(left.view, right.view, out, a_k=left.along_k, b_k=right.along_k, lda=left.pitch, ldb=right.pitch, arch=b.capability,
+        return mma.gemm(left.view, right.view, out, a_k=left.along_k, b_k=right.along_k, lda=left.pitch, ldb=right.pitch,
+            arch=b.capability,
                         **common)  # fmt: skip
 
     def fast():
@@ -98,7 +102,13 @@ def _turned(b: Builder, o: Any, rows: int, k: int) -> Any:
 
 def add_conv(b: Builder, x: View, w: View, out: View, conv: mma.Conv, bias, residual, activation) -> None:
     dtype, finish = out.dtype.name, mma.Finish(bias, residual, None, activation)
-    common: dict[str, Any] = {"dtype": dtype, "out_dtype": dtype, "finish": finish, "multiprocessors": b.processors, "workspace": _workspace(b)}
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "out_dtype": dtype,
+        "finish": finish,
+        "multiprocessors": b.processors,
+        "workspace": _workspace(b),
+    }
 
     def fast():
         packed = dtype == "float32"

@@ -11,7 +11,9 @@ BLOCK = 256
 def _written(name: str, *views: View) -> None:
     for v in views:
         if not v.dense:
-            raise KernelError(f"{name}: an array of shape {v.shape} with strides {v.strides} is written in place; it must be contiguous")
+            raise KernelError(
+                f"{name}: an array of shape {v.shape} with strides {v.strides} is written in place; it must be contiguous"
+            )
 
 
 def _lanes(*views: View) -> int:

@@ -37,7 +37,8 @@ FUNCTIONS: dict[str, Callable] = {
     "sign": lambda x: ONE if x > ZERO else -ONE if x < ZERO else x,
     "floor": lambda x: math.floor(x),
     "ceil": lambda x: math.ceil(x),
-    "round": lambda x: x - math.fmod(x, ONE) if math.fabs(x) >= 8388608 else (x + math.copysign(float32(12582912), x)) - math.copysign(float32(12582912), x),
+    "round": lambda x: x - math.fmod(x, ONE) if math.fabs(x) >= 8388608 else (x + math.copysign(float32(12582912),
+    x)) - math.copysign(float32(12582912), x),
     "add": lambda x, y: x + y,
     "subtract": lambda x, y: x - y,
     "multiply": lambda x, y: x * y,
@@ -143,7 +144,9 @@ def _plain(name: str) -> Callable:
 
 def _parametrised(name: str) -> Callable:
     def fn(*inputs, out, alpha) -> None:
-        launch(with_parameter(name), over(out.size), BLOCK, out.reshape(-1), *(_flat(x, out.shape) for x in inputs), float32(alpha))
+        launch(
+            with_parameter(name), over(out.size), BLOCK, out.reshape(-1), *(_flat(x, out.shape) for x in inputs), float32(alpha)
+        )
 
     fn.__name__ = name
     return fn
@@ -153,4 +156,6 @@ def gelu(x, *, out, approximate: bool) -> None:
     launch(kernel_of("gelu_tanh" if approximate else "gelu"), over(out.size), BLOCK, out.reshape(-1), _flat(x, out.shape))
 
 
-globals().update({name: _parametrised(name) if name in _PARAMETER else _plain(name) for name in FUNCTIONS if not name.startswith("gelu")})
+globals().update(
+    {name: _parametrised(name) if name in _PARAMETER else _plain(name) for name in FUNCTIONS if not name.startswith("gelu")}
+)

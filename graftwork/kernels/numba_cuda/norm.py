@@ -75,18 +75,29 @@ def _matrix(x):
 
 
 def batch_norm(x, gamma, beta, mean, var, *, out, epsilon) -> None:
-    launch(normalise, over(x.size), BLOCK, out.reshape(-1, x.shape[-1]), _matrix(x), *map(dense, (gamma, beta, mean, var)), float32(epsilon))
+    launch(
+        normalise,
+        over(x.size),
+        BLOCK,
+        out.reshape(-1, x.shape[-1]),
+        _matrix(x),
+        *map(dense, (gamma, beta, mean, var)),
+        float32(epsilon),
+    )
 
 
 def batch_norm_train(x, gamma, beta, *, out, epsilon) -> None:
     y, mean, var = out
     matrix = _matrix(x)
     launch(moments, x.shape[-1], TREE, mean, var, matrix)
-    launch(normalise, over(x.size), BLOCK, y.reshape(matrix.shape), matrix, dense(gamma), dense(beta), mean, var, float32(epsilon))
+    launch(
+        normalise, over(x.size), BLOCK, y.reshape(matrix.shape), matrix, dense(gamma), dense(beta), mean, var, float32(epsilon)
+    )
 
 
 def layer_norm(x, gamma, beta, *, out, epsilon) -> None:
     y, mean, rstd = out
     matrix = _matrix(x)
-    launch(layer, matrix.shape[0], TREE, y.reshape(matrix.shape), mean.reshape(-1), rstd.reshape(-1), matrix, dense(gamma), dense(beta),
+    launch(layer, matrix.shape[0], TREE, y.reshape(matrix.shape), mean.reshape(-1), rstd.reshape(-1), matrix, dense(gamma),
+        dense(beta),
            float32(epsilon))  # fmt: skip

@@ -51,7 +51,10 @@ def max_backward(dx, g, x, y, window, stride, before):
                 if oy * stride[0] == top and ox * stride[1] == left and 0 <= oy < y.shape[1] and 0 <= ox < y.shape[2]:
                     first = same(own, y[n, oy, ox, c])
                     for earlier in range(a * window[1] + b):
-                        ty, tx = oy * stride[0] - before[0] + earlier // window[1], ox * stride[1] - before[1] + earlier % window[1]
+                        ty, tx = (
+                            oy * stride[0] - before[0] + earlier // window[1],
+                            ox * stride[1] - before[1] + earlier % window[1],
+                        )
                         if first and 0 <= ty < x.shape[1] and 0 <= tx < x.shape[2]:
                             first = not same(x[n, ty, tx, c], own)
                     if first:

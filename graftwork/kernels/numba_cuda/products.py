@@ -36,9 +36,11 @@ def activated(x, code):
 
 
 def tiled_product(out, a, b, bias, residual, code):
-    """out[i, m, n] = activation(sum over k of a[i, m, k] * b[i, k, n] + bias[n] + residual[i, m, n]); a block computes a tile of it.
+    """out[i, m, n] = activation(sum over k of a[i, m, k] * b[i, k, n] + bias[n] + residual[i, m, n]); a block computes a
+    tile of it.
 
-    Both operands pass through shared memory a tile at a time, so that each value is read from device memory once a tile, not once
+    Both operands pass through shared memory a tile at a time, so that each value is read from device memory once a tile,
+    not once
     a product. An empty bias or residual stands for none.
     """
     left = cuda.shared.array((TILE, TILE), float32)
@@ -115,5 +117,6 @@ def linear(x, w, b=None, r=None, *, out, activation=None) -> None:
 
 
 def conv2d(x, w, b=None, r=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
-    launch(direct_convolution, over(out.size), BLOCK, out, dense(x), dense(w), _or_empty(b, out, 1), _or_empty(r, out, 4), stride,
+    launch(direct_convolution, over(out.size), BLOCK, out, dense(x), dense(w), _or_empty(b, out, 1), _or_empty(r, out, 4),
+        stride,
            (padding[0][0], padding[1][0]), dilation, groups, activation_code(activation))  # fmt: skip

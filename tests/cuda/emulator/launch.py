@@ -49,8 +49,21 @@ def _argument(value, keep: list) -> _Argument:
     return argument
 
 
+_recent: dict[Path, ctypes.CDLL] = {}
+_KEPT = 24  # libraries that keep the stacks of their fibers; each takes up to 2048 of the process's 65530 mappings
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    """The library, now the most recent; the one that was not used for longest gives back its stacks."""
+    handle = _recent.pop(library, None) or ctypes.CDLL(str(library))
+    _recent[library] = handle
+    if len(_recent) > _KEPT:
+        _recent.pop(next(iter(_recent))).emulator_release()
+    return handle
+
+
 def _run(library: Path, symbol: str, grid, block, shared_bytes, args, cluster, seed) -> None:
-    handle = ctypes.CDLL(str(library))
+    handle = _opened(library)
     count, keep = ctypes.c_long(len(args)), []
     arguments = [_argument(value, keep) for value in args]
     pointers = (ctypes.c_void_p * (len(args) + 1))(ctypes.addressof(count), *map(ctypes.addressof, arguments))
