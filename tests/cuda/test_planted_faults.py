@@ -121,8 +121,8 @@ WGMMA_FAULTS = {
     ),
     "a stage released too early": (
         "wgmma_wait<1>();  // the stage before has been read",
-        "release(&empty[ring.stage]);",
-        "wrong|arrivals",
+        "wgmma_wait<4>();",
+        "wrong",
     ),
     "missing wait": ("    wgmma_wait<0>();\n", "", "wrong"),
     "one block of the cluster is not released": (

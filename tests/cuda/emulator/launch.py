@@ -94,8 +94,9 @@ def emulate(
     """Runs one launch of `kernel` from the .cu `file` on the CPU; arrays in `args` are read and written in place.
 
     grid, block, cluster: an integer or up to three. args: NumPy arrays for pointers, None for a null pointer, numbers
-    (converted to the parameter's type), `Struct` bytes for a structure by value. `seed` picks the order of blocks and warps and the delays of
-    asynchronous copies. Raises EmulatorError: compile errors, divergence, deadlock, accesses out of bounds.
+    (converted to the parameter's type), `Struct` bytes for a structure by value. `seed` picks the order of blocks and warps
+    and the delays of asynchronous copies. Raises EmulatorError: compile errors, divergence, deadlock, accesses out of
+    bounds.
     """
     library, symbol = build(file, kernel, defines, arch=arch, asan=asan)
     if asan:
