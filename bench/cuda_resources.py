@@ -51,7 +51,8 @@ def _program(dtype: str) -> tuple:
     """A chain with every elementwise op once, but for sine and cosine, which keep large arguments' digits in local memory."""
     from graftwork.kernels.cuda.elementwise import BINARY, UNARY
 
-    attrs = {"leaky_relu": {"alpha": 0.1}, "leaky_relu_grad": {"alpha": 0.1}, "elu": {"alpha": 1.0}, "gelu": {"approximate": False},  # noqa: E501
+    attrs = {"leaky_relu": {"alpha": 0.1}, "leaky_relu_grad": {"alpha": 0.1}, "elu": {"alpha": 1.0},
+        "gelu": {"approximate": False},
              "clip": {"low": -2.0, "high": 2.0}, "cast": {"dtype": dtype}}  # fmt: skip
     steps: list[tuple] = []
     last = 0
@@ -240,7 +241,8 @@ def short(defines: dict[str, str]) -> str:
 def problems(rows: list[dict]) -> list[str]:
     """Spills, local memory and serialised tensor-core products."""
     return [
-        f"{r['kernel']} on {r['architecture']} ({r['macros']}): {r['spills']} bytes spilled, {r['stack']} bytes of stack, {r['warnings']}"  # noqa: E501
+        f"{r['kernel']} on {r['architecture']} ({r['macros']}): {r['spills']} bytes spilled, "
+        f"{r['stack']} bytes of stack, {r['warnings']}"
         for r in rows
         if r["spills"] or (r["stack"] and not r["local_meant"]) or any(w in ("C7508", "C7510") for w in r["warnings"])
     ]  # fmt: skip
@@ -256,9 +258,8 @@ def table(rows: list[dict]) -> str:
     for (_, kernel, macros), by in found.items():
         first = next(iter(by.values()))
         registers = [str(by[a]["registers"]) if a in by else "" for a in names]
-        lines.append(
-            f"| `{kernel}` | {macros} | {first['threads']} | {max(r['shared'] for r in by.values())} | {' | '.join(registers)} |"  # noqa: E501
-        )
+        shared = max(r["shared"] for r in by.values())
+        lines.append(f"| `{kernel}` | {macros} | {first['threads']} | {shared} | {' | '.join(registers)} |")
     return "\n".join(lines)
 
 
@@ -274,7 +275,8 @@ def main() -> int:
     compiler = ".".join(map(str, nvrtc.version()))
     text = [
         "# Resources of the CUDA kernels", "", f"Registers a thread by architecture, as NVRTC {compiler} reports them; "
-        f"`python -m bench.cuda_resources` writes this. Spills or local memory: {len(wrong) or 'none'}.", "", *(f"- {w}" for w in wrong),  # noqa: E501
+        f"`python -m bench.cuda_resources` writes this. Spills or local memory: {len(wrong) or 'none'}.", "",
+        *(f"- {w}" for w in wrong),
         table(rows), "",
     ]  # fmt: skip
     if options.only is None:

@@ -45,7 +45,8 @@ def run_sanitizer(seconds: float) -> dict:
         return {"skipped": "compute-sanitizer is not installed (it comes with the CUDA toolkit)"}
     found = {}
     for tool in ("memcheck", "racecheck"):
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x",  # noqa: E501
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-m", "gpu",
+            "-q", "-x",
                    "-p", "no:cacheprovider", "tests/cuda/test_gpu.py", "-k", "sanitized"]  # fmt: skip
         found[tool] = _subprocess(command, seconds / 2)
     return {"ok": all(f["ok"] for f in found.values()), **found}
@@ -157,7 +158,8 @@ def markdown(result: dict) -> str:
 
 def chip_text(chip: dict) -> str:
     return (
-        f"Compute capability {chip['capability'] / 10:.1f}, {chip['processors']} multiprocessors, {chip['memory_gib']:.0f} GiB, "  # noqa: E501
+        f"Compute capability {chip['capability'] / 10:.1f}, {chip['processors']} multiprocessors, "
+        f"{chip['memory_gib']:.0f} GiB, "
         f"driver CUDA {chip['driver']}, NVRTC {chip['nvrtc']}."
     )
 

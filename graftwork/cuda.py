@@ -23,7 +23,9 @@ def _problem() -> str | None:
         return f"CuPy finds no usable driver ({error}); install an NVIDIA driver that matches the CUDA version"
     if not count:
         return "the driver reports no GPU; check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
-    return None if _has_compiler() else "there is no NVRTC, which compiles the kernels; install the wheel nvidia-cuda-nvrtc"
+    if not _has_compiler():
+        return "there is no NVRTC, which compiles the kernels; install the wheel nvidia-cuda-nvrtc"
+    return None
 
 
 def _driver_problem(driver: int, runtime: int) -> str | None:
@@ -32,8 +34,8 @@ def _driver_problem(driver: int, runtime: int) -> str | None:
         return "there is no NVIDIA driver on this machine (libcuda.so.1 is missing or does not start); install one"
     if driver // 1000 < runtime // 1000:
         return (
-            f"the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, the installed CuPy needs CUDA {runtime // 1000}; "  # noqa: E501
-            f"install a newer driver, or graftwork[cuda{driver // 1000}]"
+            f"the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, the installed CuPy needs "
+            f"CUDA {runtime // 1000}; install a newer driver, or graftwork[cuda{driver // 1000}]"
         )
     return None
 

@@ -94,7 +94,8 @@ def module(driver: int = 13000, runtime: int = 13000, count: int = 1) -> types.M
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(used_bytes=lambda: 3 << 20, total_bytes=lambda: 5 << 20)
     cupy.cuda = types.SimpleNamespace(
         Device=Device, memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-        runtime=types.SimpleNamespace(driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime, getDeviceCount=lambda: count,  # noqa: E501
+        runtime=types.SimpleNamespace(driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
+            getDeviceCount=lambda: count,
                                       getDevice=lambda: 0, memGetInfo=lambda: (7 << 20, 9 << 20)),
     )  # fmt: skip
     return cupy

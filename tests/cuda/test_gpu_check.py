@@ -55,7 +55,8 @@ def test_a_failing_part_does_not_stop_the_others(capsys):
 def test_the_report():
     parts = {
         "tests": {"ok": True, "seconds": 3.0, "output": "....\n12 passed\n"},
-        "gemm": {"ok": True, "rows": [{"dtype": "float32", "shape": "8x8x8 nn", "us": 12345.6, "ratio": 0.5}, {"dtype": "tf32", "us": 1.0}],  # noqa: E501
+        "gemm": {"ok": True, "rows": [{"dtype": "float32", "shape": "8x8x8 nn", "us": 12345.6, "ratio": 0.5}, {"dtype": "tf32",
+            "us": 1.0}],
                  "summary": {"mean": "0.5"}, "left_out": 3},
         "conv": {"ok": False, "output": "Traceback: no"},
     }  # fmt: skip
@@ -146,7 +147,8 @@ def test_networks_and_layers_dry(dry, monkeypatch):
             nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same")
         )
 
-    for name, value in (("build", small), ("picture", lambda batch: np.ones((batch, 8, 8, 3), np.float32)), ("NETWORKS", ("any",)),  # noqa: E501
+    for name, value in (("build", small), ("picture", lambda batch: np.ones((batch, 8, 8, 3), np.float32)),
+            ("NETWORKS", ("any",)),
                         ("BATCHES", (1, 2))):  # fmt: skip
         monkeypatch.setattr(gpu_measure, name, value)
     found = run("networks", dry)
@@ -157,6 +159,7 @@ def test_networks_and_layers_dry(dry, monkeypatch):
 
 def test_launch_dry(dry, monkeypatch):
     monkeypatch.setattr(gw.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu_measure, "LAUNCHES", 2)
     assert [r["call"] for r in run("launch", dry)["rows"]] == ["kernel function", "op"]
 
 

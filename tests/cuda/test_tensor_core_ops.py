@@ -53,7 +53,8 @@ def test_a_large_tf32_product_turns_its_weights(machine, rng):
     assert machine.capability != 90 or {"transpose", "product_wgmma"} <= machine.ran
 
 
-CONVS = [((1, 9, 8, 16), (3, 3, 16, 24), (1, 1), 1), ((2, 7, 9, 16), (3, 3, 16, 8), (2, 2), 1), ((1, 8, 8, 3), (3, 3, 3, 8), (2, 2), 1),  # noqa: E501
+CONVS = [((1, 9, 8, 16), (3, 3, 16, 24), (1, 1), 1), ((2, 7, 9, 16), (3, 3, 16, 8), (2, 2), 1), ((1, 8, 8, 3), (3, 3, 3, 8),
+    (2, 2), 1),
          ((1, 6, 6, 16), (3, 3, 8, 16), (1, 1), 2)]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ directly."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from . import tensor_cores
 from .arguments import activation_code
@@ -18,7 +19,8 @@ MOST_TAPS = 25  # that one thread of the depthwise weight gradient keeps sums fo
 
 def _patches(height, width, pixel, points, elements, stride, base, step, grid, tap_width, channels):
     return structure([
-        ("height", "i4", height), ("width", "i4", width), ("pixel", "i4", pixel), ("points", "i4", points), ("elements", "i4", elements),  # noqa: E501
+        ("height", "i4", height), ("width", "i4", width), ("pixel", "i4", pixel), ("points", "i4", points),
+        ("elements", "i4", elements),
         ("stride_y", "i4", stride[0]), ("stride_x", "i4", stride[1]), ("base_y", "i4", base[0]), ("base_x", "i4", base[1]),
         ("step_y", "i4", step[0]), ("step_x", "i4", step[1]), ("grid_height", "u4", fast_divide(grid[0])),
         ("grid_width", "u4", fast_divide(grid[1])), ("tap_width", "u4", fast_divide(max(tap_width, 1))),
@@ -28,8 +30,10 @@ def _patches(height, width, pixel, points, elements, stride, base, step, grid, t
 
 def _filter(inputs=0, elements=0, row=0, first=0, step_y=0, step_x=0, tap_width=1, outputs=1):
     return structure([
-        ("inputs", "i4", inputs), ("elements", "i4", elements), ("row", "i4", row), ("first", "i4", first), ("step_y", "i4", step_y),  # noqa: E501
-        ("step_x", "i4", step_x), ("tap_width", "u4", fast_divide(max(tap_width, 1))), ("by_outputs", "u4", fast_divide(max(outputs, 1))),  # noqa: E501
+        ("inputs", "i4", inputs), ("elements", "i4", elements), ("row", "i4", row), ("first", "i4", first),
+        ("step_y", "i4", step_y),
+        ("step_x", "i4", step_x), ("tap_width", "u4", fast_divide(max(tap_width, 1))),
+        ("by_outputs", "u4", fast_divide(max(outputs, 1))),
     ])  # fmt: skip
 
 
@@ -39,6 +43,12 @@ def _forward_patches(x: View, kernel_shape, points: int, grid, stride, padding, 
     base = (-padding[0][0], -padding[1][0])
     elements = math.prod(kernel_shape) * channels
     return _patches(h, w, c, points, elements, stride, base, dilation, grid, kernel_shape[1], channels)
+
+
+def _shapes(image, kernel_shape, output, stride, padding, dilation, groups: int) -> Conv:
+    """The shapes of a convolution, as the tensor-core planners take them."""
+    sides: Any = tuple(map(tuple, padding))
+    return Conv(tuple(image), tuple(kernel_shape), tuple(output), tuple(stride), sides, tuple(dilation), groups)
 
 
 def _lanes(view: View, *runs: int) -> int:
@@ -69,7 +79,8 @@ def conv2d(b: Builder, x: View, w: View, bias: View | None = None, residual: Vie
 
 
 @kernel
-def conv2d_tf32(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, stride, padding,  # noqa: E501
+def conv2d_tf32(b: Builder, x: View, w: View, bias: View | None = None, residual: View | None = None, *, out: View, stride,
+        padding,
                 dilation, groups: int, activation=None) -> None:  # fmt: skip
     _conv2d(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation, True)
 
@@ -83,7 +94,7 @@ def _conv2d(b: Builder, x, w, bias, residual, out, stride, padding, dilation, gr
     elif _depthwise(x.shape[3], groups):
         _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, activation)
     elif tensor_cores.takes(b, x.dtype.name, tf32):
-        conv = Conv(x.shape, w.shape[:2], out.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        conv = _shapes(x.shape, w.shape[:2], out.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv(b, x, w, out, conv, bias, residual, activation)
     else:
         _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation)
@@ -94,9 +105,11 @@ def _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, g
     extras = [v for v in (bias, residual) if v is not None]
     patches = _forward_patches(x, w.shape[:2], points, out.shape[1:3], stride, padding, dilation, groups)
     call = Call(
-        "conv_simt.cu", "conv_simt", {"PASS": 0}, Extent(points, outputs, math.prod(w.shape[:3]), (1, 1, groups)), (0, 0, channels),  # noqa: E501
+        "conv_simt.cu", "conv_simt", {"PASS": 0}, Extent(points, outputs, math.prod(w.shape[:3]), (1, 1, groups)),
+        (0, 0, channels),
         (0, 0, outputs), outputs, outputs, 0, w.shape[3], rows_form(w.shape[3]),
-        (_lanes(x, channels), _lanes(w, outputs), min(4, vector_width(out, *extras, runs=[outputs]))), (x, w), (patches, _filter()),  # noqa: E501
+        (_lanes(x, channels), _lanes(w, outputs), min(4, vector_width(out, *extras, runs=[outputs]))), (x, w),
+        (patches, _filter()),
     )  # fmt: skip
     launch_product(b, call, out, bias, residual, activation)
 
@@ -105,7 +118,8 @@ def _depthwise_form(image: View, multiplier: int, output_shape, stride, padding,
     return structure([
         ("height", "i4", image.shape[1]), ("width", "i4", image.shape[2]), ("channels", "i4", image.shape[3]),
         ("multiplier", "i4", multiplier), ("out_height", "i4", output_shape[1]), ("out_width", "i4", output_shape[2]),
-        ("stride_y", "i4", stride[0]), ("stride_x", "i4", stride[1]), ("top", "i4", padding[0][0]), ("left", "i4", padding[1][0]),  # noqa: E501
+        ("stride_y", "i4", stride[0]), ("stride_x", "i4", stride[1]), ("top", "i4", padding[0][0]),
+        ("left", "i4", padding[1][0]),
         ("dilation_y", "i4", dilation[0]), ("dilation_x", "i4", dilation[1]), ("parts", "u4", parts), ("count", "u8", count),
     ])  # fmt: skip
 
@@ -125,7 +139,8 @@ def _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, 
     extras = [v for v in (bias, residual) if v is not None]
     lanes = min(4, vector_width(x, w, out, *extras, runs=[x.shape[3]])) if multiplier == 1 else 1
     form = _depthwise_form(x, multiplier, out.shape, stride, padding, dilation, out.size)
-    b.launch("depthwise.cu", "depthwise", _depthwise_defines(x, w.shape[:2], lanes, activation), ceil_div(out.size // lanes, BLOCK),  # noqa: E501
+    b.launch("depthwise.cu", "depthwise", _depthwise_defines(x, w.shape[:2], lanes, activation),
+        ceil_div(out.size // lanes, BLOCK),
              BLOCK, out, x, w, bias, residual, form)  # fmt: skip
 
 
@@ -156,12 +171,11 @@ def _input_grad(
         multiplier = w.shape[3] // input_shape[3]
         lanes = min(4, vector_width(g, w, out, runs=[out.shape[3]])) if multiplier == 1 else 1
         form = _depthwise_form(out, multiplier, g.shape, stride, padding, dilation, out.size)
-        b.launch("depthwise.cu", "depthwise_input_grad", _depthwise_defines(g, w.shape[:2], lanes), ceil_div(out.size // lanes, BLOCK),  # noqa: E501
+        b.launch("depthwise.cu", "depthwise_input_grad", _depthwise_defines(g, w.shape[:2], lanes),
+            ceil_div(out.size // lanes, BLOCK),
                  BLOCK, out, g, w, form)  # fmt: skip
     elif tensor_cores.takes(b, g.dtype.name, tf32):
-        conv = Conv(
-            tuple(input_shape), w.shape[:2], g.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups
-        )
+        conv = _shapes(input_shape, w.shape[:2], g.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv_input_grad(b, g, w, out, conv)
     else:
         _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups)
@@ -179,11 +193,13 @@ def _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups) -> Non
                                (py.shift, px.shift), (py.count, px.count), px.taps, outputs)  # fmt: skip
             filter_form = _filter(inputs, taps * outputs, all_outputs, (py.tap * w.shape[1] + px.tap) * tap,
                                   py.tap_step * w.shape[1] * tap, px.tap_step * tap, px.taps, outputs)  # fmt: skip
-            mapping = {"mapped": 1, "height": height, "width": width, "start_y": py.start, "start_x": px.start, "step_y": py.step,  # noqa: E501
-
-                       "step_x": px.step, "grid_height": fast_divide(py.count), "grid_width": fast_divide(px.count)}
+            mapping = {"mapped": 1, "height": height, "width": width, "start_y": py.start, "start_x": px.start,
+                "step_y": py.step,
+                       "step_x": px.step, "grid_height": fast_divide(py.count),
+                       "grid_width": fast_divide(px.count)}  # fmt: skip
             call = Call(
-                "conv_simt.cu", "conv_simt", {"PASS": 1}, Extent(points, inputs, taps * outputs, (1, 1, groups)), (0, 0, outputs),  # noqa: E501
+                "conv_simt.cu", "conv_simt", {"PASS": 1}, Extent(points, inputs, taps * outputs, (1, 1, groups)),
+                (0, 0, outputs),
                 (0, 0, outputs), inputs, 0, 0, 0, rows_form(out.shape[3], mapping),
                 (_lanes(g, outputs), _lanes(w, outputs), _lanes(out, inputs)), (g, w), (patches, filter_form),
             )  # fmt: skip
@@ -215,7 +231,7 @@ def _weight_grad(
     elif _depthwise(x.shape[3], groups) and math.prod(kernel_shape) <= MOST_TAPS:
         _depthwise_weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation)
     elif tensor_cores.takes(b, x.dtype.name, tf32):
-        conv = Conv(x.shape, tuple(kernel_shape), g.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+        conv = _shapes(x.shape, kernel_shape, g.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv_weight_grad(b, x, g, out, conv)
     else:
         inputs, outputs = x.shape[3] // groups, g.shape[3] // groups
@@ -234,6 +250,9 @@ def _depthwise_weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation
     parts = max(1, min(ceil_div(b.processors * 4, ceil_div(outputs, 32)), points // 64, 65535))
     partial = b.empty((parts, taps, outputs), accumulator(x.dtype))
     form = _depthwise_form(x, outputs // x.shape[3], g.shape, stride, padding, dilation, points, parts)
-    b.launch("depthwise.cu", "depthwise_weight_grad", _depthwise_defines(x, kernel_shape, 1), (ceil_div(outputs, 32), parts), (32, 8),  # noqa: E501
+    b.launch("depthwise.cu", "depthwise_weight_grad", _depthwise_defines(x, kernel_shape, 1), (ceil_div(outputs, 32), parts),
+        (32, 8),
              partial, x, g, form)  # fmt: skip
     reduce_into(b, partial, out.reshape(taps, outputs), (0,), "Sum")
+
+

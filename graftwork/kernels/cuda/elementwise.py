@@ -17,9 +17,8 @@ from .launch import Builder, View, c_type, ceil_div, kernel, structure, vector_w
 
 BLOCK = 256
 MOST_DIMENSIONS, MOST_PARAMETERS = 8, 16
-_TRUTHS = frozenset(
-    ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_and", "logical_or"]
-)
+_TRUTHS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_and",
+                     "logical_or"})  # fmt: skip
 _PARAMETERS = {"leaky_relu": ("alpha",), "leaky_relu_grad": ("alpha",), "elu": ("alpha",)}
 
 Program = Sequence[tuple[str, Sequence[int], Sequence[tuple[str, Any]]]]
@@ -160,8 +159,8 @@ def _single(name: str):
 
 
 UNARY = (
-    "negative abs exp log sqrt rsqrt square reciprocal sin cos erf tanh sigmoid relu relu6 silu hard_swish hard_sigmoid softplus "  # noqa: E501
-    "log1p expm1 sign floor ceil round logical_not leaky_relu elu gelu clip cast"
+    "negative abs exp log sqrt rsqrt square reciprocal sin cos erf tanh sigmoid relu relu6 silu hard_swish hard_sigmoid "
+    "softplus log1p expm1 sign floor ceil round logical_not leaky_relu elu gelu clip cast"
 )
 BINARY = (
     "add subtract multiply divide power maximum minimum equal not_equal less less_equal greater greater_equal logical_and "

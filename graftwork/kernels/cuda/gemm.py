@@ -34,7 +34,7 @@ class Extent(NamedTuple):
     batch: tuple[int, int, int]
 
     @property
-    def count(self) -> int:
+    def products(self) -> int:
         return math.prod(self.batch)
 
 
@@ -44,7 +44,9 @@ class Extent(NamedTuple):
 def operand(b: Builder, x: View, is_a: bool, batch_shape) -> Operand:
     """A stack of matrices as the kernel takes it; a copy where neither direction is contiguous."""
     inner = x.strides[-2:]
-    if not any(s == 1 or n == 1 for s, n in zip(inner, x.shape[-2:], strict=True)) or any(s < 0 for s in inner):
+    if not any(s == 1 or n == 1 for s, n in zip(inner, x.shape[-2:], strict=True)) or any(
+        s <= 0 for s, n in zip(inner, x.shape[-2:], strict=True) if n > 1
+    ):
         x = b.dense(x)
     rows, columns = x.shape[-2:]
     row_stride, column_stride = x.strides[-2:]
@@ -63,12 +65,10 @@ def fuse_batch(shape, a: Operand, b: Operand) -> tuple[tuple[int, int, int], Ope
         raise KernelError(
             f"matmul: batch dimensions {tuple(shape)} that cannot be merged into three; make the operands contiguous"
         )
-    fill = 3 - len(sizes)
-    return (
-        (1,) * fill + tuple(sizes),
-        a._replace(batch=(0,) * fill + tuple(left)),
-        b._replace(batch=(0,) * fill + tuple(right)),
-    )  # type: ignore[return-value]
+    def filled(values, filler: int) -> Any:
+        return (filler,) * (3 - len(sizes)) + tuple(values)
+
+    return filled(sizes, 1), a._replace(batch=filled(left, 0)), b._replace(batch=filled(right, 0))
 
 
 def lanes_of(o: Operand, extent: int) -> int:
@@ -117,7 +117,7 @@ class Call(NamedTuple):
 def launch_product(b: Builder, call: Call, out: View, bias: View | None, residual: View | None, activation: str | None) -> None:
     """Add the launches of a product: the sum, and where k is split the sum of its parts."""
     m, n, k, _ = call.extent
-    batch = call.extent.count
+    batch = call.extent.products
     if min(m, n, batch) == 0:
         return
     tile = selection.simt_tile(m, n, batch, out.dtype.itemsize, b.processors)
@@ -139,7 +139,8 @@ def launch_product(b: Builder, call: Call, out: View, bias: View | None, residua
     grid = (ceil_div(m, tile.m) * ceil_div(n, tile.n), splits, batch)
     b.launch(call.file, call.kernel, defines, grid, 256, out, partial, *call.operands, bias, residual, form, *call.structures)
     if partial is not None:
-        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind, "ACTIVATION": code}, (ceil_div(m * n, 256), 1, batch), 256, out,  # noqa: E501
+        b.launch("split_simt.cu", "split_simt", {"ELEMENT": kind, "ACTIVATION": code}, (ceil_div(m * n, 256), 1, batch), 256,
+            out,
                  partial, bias, residual, form)  # fmt: skip
 
 
@@ -165,7 +166,8 @@ def describe_gemm(b: Builder, x: View, y: View, out: View, bias: View | None = N
     extras = [v for v in (bias, residual) if v is not None]
     lanes = min(4, vector_width(out, *extras, runs=[n]))
     call = Call(
-        "gemm_simt.cu", "gemm_simt", {"A_ALONG_K": int(left.along_k), "B_ALONG_K": int(right.along_k)}, Extent(m, n, k, sizes), left.batch,  # noqa: E501
+        "gemm_simt.cu", "gemm_simt", {"A_ALONG_K": int(left.along_k), "B_ALONG_K": int(right.along_k)}, Extent(m, n, k, sizes),
+        left.batch,
         right.batch, m * n, 0, left.pitch, right.pitch, rows_form(n), (left.lanes, right.lanes, lanes), (left.view, right.view),
     )  # fmt: skip
     launch_product(b, call, out, bias, residual, activation)
@@ -203,4 +205,4 @@ def linear_tf32(b: Builder, x: View, w: View, bias: View | None = None, residual
 def _linear(b: Builder, x: View, w: View, bias, residual, out: View, activation, tf32: bool) -> None:
     extras = [None if v is None else b.dense(v) for v in (bias, residual)]
     matrix, result = flat_linear(b.dense(x), out)
-    describe_gemm(b, matrix, w, result, *extras, activation, tf32)
+    describe_gemm(b, matrix, w, result, extras[0], extras[1], activation, tf32)

@@ -173,7 +173,9 @@ def vector_width(*views: View, runs: Sequence[int] = ()) -> int:
     runs: numbers of elements, such as the length of a row, that the width must divide.
     """
     width = VECTOR // max(v.dtype.itemsize for v in views)
-    while width > 1 and (any(v.alignment % (width * v.dtype.itemsize) for v in views) or any(run % width for run in runs)):
+    while width > 1 and (
+        any(v.alignment % (width * v.dtype.itemsize) for v in views) or any(run % width for run in runs)
+    ):
         width //= 2
     return width
 
@@ -191,7 +193,7 @@ def _layout(fields) -> np.dtype:
     return np.dtype([(name, kind, shape) if shape else (name, kind) for name, kind, shape in fields], align=True)
 
 
-def _filled(fields, values) -> np.void:
+def _filled(fields, values) -> Any:
     made = np.zeros((), _layout(fields))
     for (name, _, _), value in zip(fields, values, strict=True):
         made[name] = value
@@ -294,8 +296,8 @@ def explain_memory(asked: int, shape, dtype, used: int, pooled: int, free: int, 
     mib = 1 / (1 << 20)
     return (
         f"no room for an array of {'x'.join(map(str, shape))} {dtype} ({asked * mib:.0f} MiB) on the GPU: this process uses "
-        f"{used * mib:.0f} MiB and keeps {(pooled - used) * mib:.0f} MiB for reuse, {free * mib:.0f} of {total * mib:.0f} MiB are "  # noqa: E501
-        "free. Use a smaller batch, or free tensors you no longer need"
+        f"{used * mib:.0f} MiB and keeps {(pooled - used) * mib:.0f} MiB for reuse, {free * mib:.0f} of {total * mib:.0f} MiB "
+        "are free. Use a smaller batch, or free tensors you no longer need"
     )
 
 
@@ -322,7 +324,8 @@ def _require_current(number: int) -> None:
 
     if (current := cupy.cuda.runtime.getDevice()) != number:
         raise DeviceError(
-            f"arrays on cuda:{number}, while the current GPU is {current}; put the calls into `with graftwork.cuda.device({number}):`"  # noqa: E501
+            f"arrays on cuda:{number}, while the current GPU is {current}; put the calls into "
+            f"`with graftwork.cuda.device({number}):`"
         )
 
 

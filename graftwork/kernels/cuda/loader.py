@@ -49,8 +49,12 @@ class Source(NamedTuple):
 
 
 @functools.cache
-def _closure(file: str, folder: Path = FOLDER) -> tuple[tuple[str, bytes], ...]:
-    """A file and everything it includes with quotes, each with its bytes."""
+def _closure(file: str) -> tuple[tuple[str, bytes], ...]:
+    """A file and everything it includes with quotes, each with its bytes; read once a process."""
+    return _closure_of(file, FOLDER)
+
+
+def _closure_of(file: str, folder: Path) -> tuple[tuple[str, bytes], ...]:
     found: dict[str, bytes] = {}
     waiting = [file]
     while waiting:
@@ -139,7 +143,7 @@ def _read(path: Path) -> bytes | None:
     """An entry's code, or None where there is none or it is damaged."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:  # usually not there yet; otherwise it is compiled again, and writing it will say what is wrong
         return None
     head = len(_MAGIC) + 32
     code = content[head:]
@@ -252,7 +256,9 @@ def explain_load_failure(error: str, exact: str, compiler: tuple[int, int], driv
     about = f"the driver refuses code for {exact} ({error})"
     if compiler[0] > driver[0]:
         return (
-            f"{about}: it supports CUDA {driver[0]}.{driver[1]}, the kernels were compiled with NVRTC {compiler[0]}.{compiler[1]}. "  # noqa: E501
+            f"{about}: it supports CUDA {driver[0]}.{driver[1]}, the kernels were compiled with NVRTC "
+            f"{compiler[0]}.{compiler[1]}. "
             f"Install a newer driver, or graftwork[cuda{driver[0]}]"
         )
-    return f"{about}; driver CUDA {driver[0]}.{driver[1]}, NVRTC {compiler[0]}.{compiler[1]}. Delete {cache_folder()} and try again"  # noqa: E501
+    versions = f"driver CUDA {driver[0]}.{driver[1]}, NVRTC {compiler[0]}.{compiler[1]}"
+    return f"{about}; {versions}. Delete {cache_folder()} and try again"

@@ -67,7 +67,8 @@ def batch_norm_grad(b: Builder, g: View, x: View, gamma: View, mean: View, var: 
     )
     b.launch("norm.cu", "join_grad_sums", _defines(x), ceil_div(channels, BLOCK), BLOCK, dgamma, dbeta, sums, partial, form)
     lanes = vector_width(g, x, dx, runs=[channels])
-    b.launch("norm.cu", "batch_grad", _defines(x, lanes), ceil_div(x.size // lanes, BLOCK), BLOCK, dx, g, x, gamma, mean, var, sums,  # noqa: E501
+    b.launch("norm.cu", "batch_grad", _defines(x, lanes), ceil_div(x.size // lanes, BLOCK), BLOCK, dx, g, x, gamma, mean, var,
+        sums,
              form)  # fmt: skip
 
 
@@ -88,7 +89,8 @@ def layer_norm_grad(b: Builder, g: View, x: View, gamma: View, mean: View, rstd:
     g, x, gamma, mean, rstd = (b.dense(v) for v in (g, x, gamma, mean, rstd))
     rows, channels, team = _rows(x)
     weighted = b.empty(x.shape, accumulator(x.dtype))
-    b.launch("norm.cu", "layer_grad", _defines(x, 1, team), ceil_div(rows * team, BLOCK), BLOCK, dx, weighted, g, x, gamma, mean, rstd,  # noqa: E501
+    b.launch("norm.cu", "layer_grad", _defines(x, 1, team), ceil_div(rows * team, BLOCK), BLOCK, dx, weighted, g, x, gamma,
+        mean, rstd,
              _form(rows, channels))  # fmt: skip
     column_sums(b, weighted, dgamma, channels)
     column_sums(b, g, dbeta, channels)

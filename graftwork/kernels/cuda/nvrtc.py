@@ -39,8 +39,8 @@ def _candidates() -> Iterator[str]:
             for folder in (place / f"cu{major}" / "lib", place / "cuda_nvrtc" / "lib"):
                 yield str(folder / f"libnvrtc.so.{major}")
         roots = [os.environ[name] for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)]
-        for folder in (*(os.path.join(root, "lib64") for root in roots), *_TOOLKITS):
-            yield os.path.join(folder, f"libnvrtc.so.{major}")
+        for name in (*(os.path.join(root, "lib64") for root in roots), *_TOOLKITS):
+            yield os.path.join(name, f"libnvrtc.so.{major}")
     found = ctypes.util.find_library("nvrtc")
     if found:
         yield found

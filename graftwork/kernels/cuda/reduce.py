@@ -74,8 +74,11 @@ def _launch(b: Builder, x: View, out: View, kind, operation: str, extent, parts:
     lanes = vector_width(x, runs=[length]) if inner == 1 and length > SHORT else 1
     form = structure([("outer", "u8", outer), ("length", "u8", length), ("inner", "u8", inner), ("parts", "u4", parts),
                       ("scale", "f8", scale)])  # fmt: skip
-    defines = {"ELEMENT": c_type(x.dtype), "RESULT": c_type(out.dtype), "PARTIAL": c_type(kind), "OPERATION": operation, "LANES": lanes,  # noqa: E501
+    defines = {"ELEMENT": c_type(x.dtype), "RESULT": c_type(out.dtype), "PARTIAL": c_type(kind), "OPERATION": operation,
+        "LANES": lanes,
                "SCALED": int(scale != 1.0)}  # fmt: skip
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
     if inner > 1:
         grid, block, name = (ceil_div(inner, 32), parts, _at_most(outer)), (32, 8), "reduce_columns"
     elif length <= SHORT and parts == 1:

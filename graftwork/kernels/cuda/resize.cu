@@ -1,5 +1,6 @@
 // Resizing images (N, H, W, C) with half-pixel centres, and its adjoint. ELEMENT: element type; LANES: channels by one access;
-// BILINEAR: 0 or 1. Positions are computed in integers, so they are exact.
+// BILINEAR: 0 or 1. Positions are computed in integers, so they are exact; twice the
+// product of an axis before and after must stay below 2^31.
 #include "scalar.cuh"
 
 using T = ELEMENT;
@@ -17,14 +18,13 @@ struct Sources {
   A share;
 };
 DEVICE Sources sources_of(u32 i, u32 before, u32 after) {
-  i64 centre = (2 * i64(i) + 1) * before;  // in units of 1 / (2 * after)
+  i32 unit = 2 * i32(after), centre = (2 * i32(i) + 1) * i32(before), last = i32(before) - 1;  // the centre in 1 / unit pixels
   if (!BILINEAR) {
-    u32 nearest = u32(min(centre / (2 * i64(after)), i64(before) - 1));
+    u32 nearest = u32(min(centre / unit, last));
     return {nearest, nearest, A(0)};
   }
-  i64 position = max(min(centre - i64(after), (i64(before) - 1) * 2 * after), i64(0));
-  u32 low = u32(position / (2 * i64(after)));
-  return {low, min(low + 1, before - 1), A(position % (2 * i64(after))) / A(2 * i64(after))};
+  i32 position = max(min(centre - i32(after), last * unit), 0), low = position / unit;
+  return {u32(low), u32(min(low + 1, last)), A(position - low * unit) / A(unit)};
 }
 DEVICE A weight_at(const Sources& s, u32 k) { return (s.low == k ? A(1) - s.share : A(0)) + (s.high == k ? s.share : A(0)); }
 
@@ -55,9 +55,9 @@ extern "C" __global__ void __launch_bounds__(256) resize(T* out, const T* x, con
 
 // The pixels of the larger axis that may have pixel k among their sources; a little more than needed at the ends.
 DEVICE void candidates(u32 k, u32 before, u32 after, u32& first, u32& last) {
-  i64 low = (2 * (i64(k) - 1) * after) / (2 * i64(before)) - 1, high = (2 * (i64(k) + 2) * after) / (2 * i64(before)) + 2;
-  first = u32(max(low, i64(0)));
-  last = u32(min(high, i64(after)));
+  i32 low = (i32(k) - 1) * i32(after) / i32(before) - 1, high = (i32(k) + 2) * i32(after) / i32(before) + 2;
+  first = u32(max(low, 0));
+  last = u32(min(high, i32(after)));
   if (k == 0) first = 0;
   if (k + 1 == before) last = after;
 }
@@ -76,9 +76,11 @@ extern "C" __global__ void __launch_bounds__(256) resize_grad(T* dx, const T* g,
   candidates(y, form.height, form.out_height, first_row, last_row);
   candidates(x, form.width, form.out_width, first_column, last_column);
   A sum[LANES] = {};
+#pragma unroll 1  // unrolled, the positions of several pixels would not fit into registers
   for (u32 oy = first_row; oy < last_row; oy++) {
     A tall = weight_at(sources_of(oy, form.height, form.out_height), y);
     if (tall == A(0)) continue;
+#pragma unroll 1
     for (u32 ox = first_column; ox < last_column; ox++) {
       A weight = tall * weight_at(sources_of(ox, form.width, form.out_width), x);
       if (weight == A(0)) continue;

@@ -58,11 +58,13 @@ def add_gemm(b: Builder, left: Any, right: Any, out: View, extent, bias, residua
     dtype, batch = out.dtype.name, math.prod(sizes)
     strides = (left.batch[2], right.batch[2], m * n)
     finish = mma.Finish(bias, residual, None, activation)
-    common: dict[str, Any] = {"m": m, "n": n, "k": k, "dtype": dtype, "out_dtype": dtype, "ldc": n, "batch": batch, "batch_strides": strides,  # noqa: E501
+    common: dict[str, Any] = {"m": m, "n": n, "k": k, "dtype": dtype, "out_dtype": dtype, "ldc": n, "batch": batch,
+        "batch_strides": strides,
                               "finish": finish, "multiprocessors": b.processors, "workspace": _workspace(b)}  # fmt: skip
 
     def general():
-        return mma.gemm(left.view, right.view, out, a_k=left.along_k, b_k=right.along_k, lda=left.pitch, ldb=right.pitch, arch=b.capability,  # noqa: E501
+        return mma.gemm(left.view, right.view, out, a_k=left.along_k, b_k=right.along_k, lda=left.pitch, ldb=right.pitch,
+            arch=b.capability,
                         **common)  # fmt: skip
 
     def fast():

@@ -1,5 +1,4 @@
-"""Every form of the tensor-core kernels that the planners can ask for, as launches without arrays: to compile, and count
-resources.
+"""Every form of the tensor-core kernels that the planners can ask for, as launches without arrays, to be compiled.
 
 Needs no GPU. `launches("sm_90a")` goes over types, layouts and tiles of the tiers that the architecture has.
 """

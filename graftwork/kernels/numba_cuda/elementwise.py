@@ -37,7 +37,8 @@ FUNCTIONS: dict[str, Callable] = {
     "sign": lambda x: ONE if x > ZERO else -ONE if x < ZERO else x,
     "floor": lambda x: math.floor(x),
     "ceil": lambda x: math.ceil(x),
-    "round": lambda x: x - math.fmod(x, ONE) if math.fabs(x) >= 8388608 else (x + math.copysign(float32(12582912), x)) - math.copysign(float32(12582912), x),  # noqa: E501
+    "round": lambda x: x - math.fmod(x, ONE) if math.fabs(x) >= 8388608 else (x + math.copysign(float32(12582912),
+    x)) - math.copysign(float32(12582912), x),
     "add": lambda x, y: x + y,
     "subtract": lambda x, y: x - y,
     "multiply": lambda x, y: x * y,

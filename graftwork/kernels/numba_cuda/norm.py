@@ -98,5 +98,6 @@ def batch_norm_train(x, gamma, beta, *, out, epsilon) -> None:
 def layer_norm(x, gamma, beta, *, out, epsilon) -> None:
     y, mean, rstd = out
     matrix = _matrix(x)
-    launch(layer, matrix.shape[0], TREE, y.reshape(matrix.shape), mean.reshape(-1), rstd.reshape(-1), matrix, dense(gamma), dense(beta),  # noqa: E501
+    launch(layer, matrix.shape[0], TREE, y.reshape(matrix.shape), mean.reshape(-1), rstd.reshape(-1), matrix, dense(gamma),
+        dense(beta),
            float32(epsilon))  # fmt: skip

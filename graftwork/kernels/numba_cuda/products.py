@@ -117,5 +117,6 @@ def linear(x, w, b=None, r=None, *, out, activation=None) -> None:
 
 
 def conv2d(x, w, b=None, r=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
-    launch(direct_convolution, over(out.size), BLOCK, out, dense(x), dense(w), _or_empty(b, out, 1), _or_empty(r, out, 4), stride,  # noqa: E501
+    launch(direct_convolution, over(out.size), BLOCK, out, dense(x), dense(w), _or_empty(b, out, 1), _or_empty(r, out, 4),
+        stride,
            (padding[0][0], padding[1][0]), dilation, groups, activation_code(activation))  # fmt: skip

@@ -16,8 +16,8 @@ KERNELS = HERE.parents[2] / "graftwork" / "kernels" / "cuda"
 CACHE = Path(tempfile.gettempdir()) / f"graftwork-emulator-{os.getuid()}"
 
 _FLAGS = [
-    "-std=c++17", "-fPIC", "-w", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-stack-protector", "-U_FORTIFY_SOURCE",  # noqa: E501
-    "-DNDEBUG", '-DGRAFTWORK_EMULATOR="ptx_emulated.h"',
+    "-std=c++17", "-fPIC", "-w", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-stack-protector",
+    "-U_FORTIFY_SOURCE", "-DNDEBUG", '-DGRAFTWORK_EMULATOR="ptx_emulated.h"',
 ]  # fmt: skip
 _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*)*(\w+)\s*\('

@@ -49,8 +49,21 @@ def _argument(value, keep: list) -> _Argument:
     return argument
 
 
+_recent: dict[Path, ctypes.CDLL] = {}
+_KEPT = 24  # libraries that keep the stacks of their fibers; each takes up to 2048 of the process's 65530 mappings
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    """The library, now the most recent; the one that was not used for longest gives back its stacks."""
+    handle = _recent.pop(library, None) or ctypes.CDLL(str(library))
+    _recent[library] = handle
+    if len(_recent) > _KEPT:
+        _recent.pop(next(iter(_recent))).emulator_release()
+    return handle
+
+
 def _run(library: Path, symbol: str, grid, block, shared_bytes, args, cluster, seed) -> None:
-    handle = ctypes.CDLL(str(library))
+    handle = _opened(library)
     count, keep = ctypes.c_long(len(args)), []
     arguments = [_argument(value, keep) for value in args]
     pointers = (ctypes.c_void_p * (len(args) + 1))(ctypes.addressof(count), *map(ctypes.addressof, arguments))
@@ -81,9 +94,9 @@ def emulate(
     """Runs one launch of `kernel` from the .cu `file` on the CPU; arrays in `args` are read and written in place.
 
     grid, block, cluster: an integer or up to three. args: NumPy arrays for pointers, None for a null pointer, numbers
-    (converted to the parameter's type), `Struct` bytes for a structure by value. `seed` picks the order of blocks and
-    warps and the delays of
-    asynchronous copies. Raises EmulatorError: compile errors, divergence, deadlock, accesses out of bounds.
+    (converted to the parameter's type), `Struct` bytes for a structure by value. `seed` picks the order of blocks and warps
+    and the delays of asynchronous copies. Raises EmulatorError: compile errors, divergence, deadlock, accesses out of
+    bounds.
     """
     library, symbol = build(file, kernel, defines, arch=arch, asan=asan)
     if asan:

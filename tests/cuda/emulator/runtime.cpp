@@ -200,7 +200,8 @@ char* take_stack() {
   return static_cast<char*>(memory) + kPage;
 }
 
-// Stacks go back when a launch ends: every kernel has a library of its own, and a process only so many mappings.
+// Every kernel has a library of its own, and a process only so many mappings: launch.py has those give back their stacks that have
+// not been used for a while.
 void release_stacks() {
   for (char* stack : free_stacks) munmap(stack - kPage, kStack + kPage);
   free_stacks.clear();
@@ -572,7 +573,8 @@ extern "C" int emulator_launch(emulator::Body body, void* const* arguments, cons
     state.error = exception.what();
   }
   launch = nullptr;
-  release_stacks();
   snprintf(error, error_bytes, "%s", state.error.c_str());
   return !state.error.empty();
 }
+
+extern "C" void emulator_release() { emulator::release_stacks(); }

@@ -281,8 +281,7 @@ def interpret(
     encode: Callable[[Any, int], bytes] | None = None,
 ) -> None:
     """Runs one launch. arguments: NumPy arrays (written in place), None, bytes of a structure, NumPy scalars, or an object
-    with an
-    `array` (a tensor map), which `encode(object, address)` turns into bytes. Raises PtxError."""
+    with an `array` (a tensor map), which `encode(object, address)` turns into bytes. Raises PtxError."""
     rng, memory = random.Random(seed), Memory()
     three = lambda v: (v, 1, 1) if isinstance(v, int) else (*v, *(1,) * (3 - len(v)))  # noqa: E731
     grid, block = three(grid), three(block)
