@@ -10,7 +10,22 @@ import math
 
 from llvmlite import ir
 
-from .vector import Value, as_number, bits_of, exact_fma, fma, from_bits, llvm, narrow, select, to_float, to_int, widen
+from .vector import (
+    Value,
+    as_number,
+    bits_of,
+    exact_fma,
+    fma,
+    from_bits,
+    greater_of,
+    lesser_of,
+    llvm,
+    narrow,
+    select,
+    to_float,
+    to_int,
+    widen,
+)
 
 
 def polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
@@ -284,16 +299,6 @@ def sign(x: Value) -> Value:
     return select(x > 0.0, x.constant(1.0), select(x < 0.0, x.constant(-1.0), x))
 
 
-def maximum(a: Value, b: Value) -> Value:
-    """A NaN wins."""
-    return select((a > b) | (a != a), a, b)
-
-
-def minimum(a: Value, b: Value) -> Value:
-    """A NaN wins."""
-    return select((a < b) | (a != a), a, b)
-
-
 def relu_grad(g: Value, y: Value) -> Value:
     return select(y <= 0.0, 0.0, g)
 
@@ -353,8 +358,8 @@ TABLE = {
     "multiply": (2, 0, lambda a, b: a * b),
     "divide": (2, 0, lambda a, b: a / b),
     "power": (2, 0, power),
-    "maximum": (2, 0, maximum),
-    "minimum": (2, 0, minimum),
+    "maximum": (2, 0, greater_of),
+    "minimum": (2, 0, lesser_of),
     "relu_grad": (2, 0, relu_grad),
     "relu6_grad": (2, 0, relu6_grad),
     "leaky_relu_grad": (2, 1, leaky_relu_grad),

@@ -42,16 +42,18 @@ _START = {0: 0.0, 1: -np.inf, 2: np.inf, 3: 1.0}
 
 @njit(nogil=True)
 def _row_sum(x, at, n):
-    a, b = fill64(0.0), fill64(0.0)
+    a, b, c, d = fill64(0.0), fill64(0.0), fill64(0.0), fill64(0.0)
     i = 0
-    while i + 2 * LANES <= n:
+    while i + 4 * LANES <= n:
         a += double(load(x, at + i))
         b += double(load(x, at + i + LANES))
-        i += 2 * LANES
+        c += double(load(x, at + i + 2 * LANES))
+        d += double(load(x, at + i + 3 * LANES))
+        i += 4 * LANES
     while i < n:
         a += double(load_some(x, at + i, n - i))
         i += LANES
-    return total(a + b)
+    return total((a + b) + (c + d))
 
 
 @njit(nogil=True)

@@ -160,6 +160,16 @@ def select(mask: Value, a, b) -> Value:
     return a.new(a.builder.select(mask.ir, a.ir, b.ir))
 
 
+def greater_of(a: Value, b: Value) -> Value:
+    """The larger one; a NaN wins."""
+    return select((a > b) | (a != a), a, b)
+
+
+def lesser_of(a: Value, b: Value) -> Value:
+    """The smaller one; a NaN wins."""
+    return select((a < b) | (a != a), a, b)
+
+
 def llvm(name: str, *values: Value) -> Value:
     """The LLVM intrinsic llvm.<name>, overloaded on the type of its arguments."""
     first = values[0]
@@ -457,18 +467,6 @@ def load_bytes(typing_context, pointer, offset, count):
 
 
 @intrinsic
-def store_bytes(typing_context, pointer, offset, mask, count):
-    """Write the first `count` lanes of a mask as bytes 0 and 1."""
-
-    def code(context, builder, sig, args):
-        value = builder.zext(args[2], vector_of(BYTE))
-        store_part(builder, value, args[0], args[1], first_lanes(builder, args[3]))
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.int64, MASK, types.int64), code
-
-
-@intrinsic
 def fill(typing_context, number):
     """A float32 in every lane."""
 
@@ -540,19 +538,7 @@ def _reduction(name: str, *start: float) -> Callable:
 total = _reduction("fadd", -0.0)  # sum over the lanes
 product = _reduction("fmul", 1.0)
 largest = _reduction("fmax")  # over the lanes; may or may not notice a NaN
-smallest = _reduction("fmin")
 
 sqrt = compiled(lambda x: llvm("sqrt", x))
 multiply_add = compiled(fma, 3)
-
-
-def _maximum(a: Value, b: Value) -> Value:
-    return select((a > b) | (a != a), a, b)
-
-
-def _minimum(a: Value, b: Value) -> Value:
-    return select((a < b) | (a != a), a, b)
-
-
-maximum = compiled(_maximum, 2)  # a NaN wins
-minimum = compiled(_minimum, 2)
+maximum = compiled(greater_of, 2)  # a NaN wins
