@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import numpy as np
 
 from .rng import generator
 
 BLOCK = 1 << 20  # numbers drawn at once
+_values_follow: ContextVar[bool] = ContextVar("values_follow", default=False)
+
+
+@contextlib.contextmanager
+def values_follow() -> Iterator[None]:
+    """Inside, `normal` and `uniform` (and what is made of them) draw nothing and return memory that holds garbage: for modules
+    all of whose values are about to be loaded."""
+    token = _values_follow.set(True)
+    try:
+        yield
+    finally:
+        _values_follow.reset(token)
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -43,7 +57,7 @@ def uniform(shape: tuple[int, ...], limit: float = 0.05) -> np.ndarray:
 def _in_blocks(shape: tuple[int, ...], draw: Callable[[int], np.ndarray]) -> np.ndarray:
     """What `draw` gives in float64, as float32. Block by block: VGG's first dense layer would take 800 MB at once."""
     out = np.empty(math.prod(shape), np.float32)
-    for start in range(0, out.size, BLOCK):
+    for start in range(0, 0 if _values_follow.get() else out.size, BLOCK):
         block = out[start : start + BLOCK]
         block[...] = draw(block.size)
     return out.reshape(shape)

@@ -286,14 +286,28 @@ class Executable:
                 protect(t)
 
     def _compute_ahead(self) -> None:
+        """Fold and pack. A result that only a pack or another result is made of goes as soon as it has been read, so that a
+        network's weights are never there a third time."""
         arrays = dict(self.graph.constants) | {v: t.data for v, t in self.graph.states.items()}
+        targets = dict(zip(self.packs, aligned_together([pack.spec for _, pack in self.packs.values()]), strict=True))
+        waiting: dict[Value, list[Value]] = {}
+        for value, (source, _) in self.packs.items():
+            waiting.setdefault(source, []).append(value)
+        last = {v: node for node in self.ahead_nodes for v in node.inputs}
+        for source in [v for v in waiting if v in arrays]:
+            self._pack_now(arrays, source, waiting, targets)
         for node in self.ahead_nodes:
             compute_now(node, arrays)
-        targets = aligned_together([pack.spec for _, pack in self.packs.values()])
-        for (value, (source, pack)), target in zip(self.packs.items(), targets, strict=True):
-            runtime.run(pack.bind(np.ascontiguousarray(arrays[source]), target))
-            arrays[value] = target
-        self.arrays = {v: a for v, a in arrays.items() if v in self.needed}
+            for value in node.outputs:
+                self._pack_now(arrays, value, waiting, targets)
+            for value in (*node.inputs, *node.outputs):
+                if last.get(value, node) is node and value not in self.needed:
+                    arrays.pop(value, None)
+        self.arrays = {v: a for v, a in (arrays | targets).items() if v in self.needed}
+
+    def _pack_now(self, arrays, source: Value, waiting: dict[Value, list[Value]], targets: dict[Value, np.ndarray]) -> None:
+        for value in waiting.pop(source, ()):
+            runtime.run(self.packs[value][1].bind(np.ascontiguousarray(arrays[source]), targets[value]))
 
 
 class Instance:

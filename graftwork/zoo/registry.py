@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, ModelError, ModelNotFound
-from ..nn import Module
+from ..nn import Module, init
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
         raise ModelError(f"classes={classes}; expected at least 1")
     _check_options(entry, options)
     options |= {k: v for k, v in (("classes", classes), ("input_shape", input_shape)) if v is not None}
-    model = entry.factory(include_top=include_top, pooling=pooling, **options)
+    with contextlib.nullcontext() if weights is None else init.values_follow():
+        model = entry.factory(include_top=include_top, pooling=pooling, **options)
     if weights is not None:
         from .weights import load_weights
 

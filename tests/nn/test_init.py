@@ -20,3 +20,13 @@ def test_values_do_not_depend_on_the_block(monkeypatch, block, shape):
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == np.float32 and a.shape == np.shape(b)
         np.testing.assert_array_equal(a, np.float32(b))
+
+
+def test_nothing_is_drawn_where_values_follow():
+    gw.manual_seed(3)
+    with init.values_follow():
+        found = init.normal((2, 3))
+        with pytest.raises(ZeroDivisionError), init.values_follow():
+            raise ZeroDivisionError
+    assert found.shape == (2, 3) and found.dtype == np.float32
+    np.testing.assert_array_equal(init.normal((4,), 1.0), np.float32(np.random.default_rng(3).standard_normal(4)))
