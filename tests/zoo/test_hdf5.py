@@ -220,7 +220,7 @@ def test_many_small_bombs(file):
         (lambda f: f["block0"].attrs.__setitem__("weight_names", 1) or f.__delitem__("block0/conv/bias:0"), "no such object"),
         (lambda f: f.__delitem__("block0/conv/bias:0") or f.create_group("block0/conv/bias:0"), "not a dataset"),
         (lambda f: f.__delitem__("block0/conv/bias:0") or f.__setitem__("block0/conv/bias:0", "text"), "numbers"),
-        (lambda f: f.attrs.__delitem__("layer_names") or f.create_group("layers"), "legacy"),
+        (lambda f: f.attrs.__delitem__("layer_names") or f.create_group("layers"), "does not keep"),
     ],
 )
 def test_wrong_contents(file, change, words):
