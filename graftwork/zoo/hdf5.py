@@ -6,8 +6,8 @@ attribute `model_config`. Attributes that do not fit into one object header are 
 Keras 3's `.weights.h5` is described in `weights_h5`. Content decides which it is, never the suffix.
 
 A file is data from a stranger: names come from the attributes only, links lead nowhere but to objects of the same file,
-sizes are checked before memory is taken, and whatever is wrong with it is a WeightsError. Reading does not touch the HDF5
-library (see `hdf5_format`), writing does.
+sizes are checked before memory is taken, and whatever is wrong with it is a WeightsError. The HDF5 library is not used here
+(see `hdf5_format`); `writing` uses it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ import contextlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import GraftworkError, ModelError, WeightsError
-from ..nn.files import atomic_path
+from ..errors import ModelError, WeightsError
 from . import weights_h5
 from .hdf5_foreign import rewritten
 from .hdf5_format import SIGNATURE, Damaged, Dataset, Group, Reader, Unusual, check_sizes
 from .weights_h5 import LayerSpec
+from .writing import from_bfloat16
 
-ATTRIBUTE_LIMIT = 64512  # bytes: an HDF5 object header holds 64 KiB, Keras leaves 1 KiB for what goes with the values
-LAYOUT_VERSION = "2.15.0"  # the Keras whose layout this is; older numbers make Keras convert what it reads
 Source = str | Path | bytes  # a path, or a file's whole content
 Result = TypeVar("Result")
 
@@ -57,6 +55,11 @@ class StoredArray:
         return self._data.nbytes // self._data.dtype.itemsize
 
     @property
+    def packed(self) -> bool:
+        """Whether values pass through filters, which may find them damaged."""
+        return self._data.layout == "chunked"
+
+    @property
     def stored_dtype(self) -> str:
         """Name of the type in the file, such as "bfloat16"."""
         return "bfloat16" if self._wide else self.dtype.name
@@ -65,8 +68,8 @@ class StoredArray:
         """The values; into `out`, an array of this shape, which may have another dtype. Raises WeightsError if damaged."""
         try:
             if self._wide:
-                bits = self._data.read().view(np.uint16).astype(np.uint32) << np.uint32(16)
-                return _into(bits.view(np.float32), out)
+                values = self._data.read()
+                return _into(from_bfloat16(values), out)
             if out is not None and out.dtype == self.dtype and out.flags.c_contiguous and out.flags.writeable:
                 return self._data.read(out)
             return _into(self._data.read(), out)
@@ -249,13 +252,17 @@ def _check_numbers(file: Group, found: Mapping[str, weights_h5.Entries]) -> None
     check_sizes(file.reader, datasets)
 
 
-def read_lazy(source: Source, layers: Sequence[LayerSpec] | None = None) -> LazyLayers:
-    """As `read_layers`, but with values that are read when they are asked for: {layer: [(weight name, StoredArray), ...]}."""
+def read_lazy(source: Source, layers: Sequence[LayerSpec] | None = None,
+              order: Callable[[], Sequence[LayerSpec]] | None = None) -> LazyLayers:  # fmt: skip
+    """As `read_layers`, but with values that are read when they are asked for: {layer: [(weight name, StoredArray), ...]}.
+
+    order: gives the layers in Keras's order, if `layers` may be in another one; it is called only where numbers count.
+    """
 
     def action(file: Group) -> LazyLayers:
         if layout_of(file) == "weights.h5":
             tree = weights_h5.read_tree(file)
-            found = weights_h5.by_name(tree, file.reader.name) if layers is None else weights_h5.arrange(tree, layers)
+            found = weights_h5.by_name(tree, file.reader.name) if layers is None else weights_h5.arrange(tree, layers, order)
         else:
             found = _legacy(_legacy_root(file))  # type: ignore[arg-type]
         _check_numbers(file, found)
@@ -309,59 +316,3 @@ def parse_config(text: str | bytes, path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path}: the model configuration is a {type(config).__name__}, expected a JSON object")
     return config
-
-
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def atomic_h5(path: str | Path) -> Iterator[Any]:
-    """An HDF5 file open for writing that appears at `path` whole, when the block ends, or not at all."""
-    import h5py
-
-    with atomic_path(path) as temporary:
-        try:
-            with h5py.File(temporary, "w") as file:
-                yield file
-        except GraftworkError:
-            raise
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(f"{path} could not be written: {error}; is the disk full?") from error
-
-
-def _write_names(group: Any, name: str, values: Sequence[str]) -> None:
-    """A list of strings as Keras writes it: fixed-size bytes, in as many attributes as the header's limit asks for."""
-    encoded = [v.encode("utf-8") for v in values]
-    too_long = [v for v in encoded if len(v) > ATTRIBUTE_LIMIT or b"\0" in v]
-    if too_long:
-        raise WeightsError(f"cannot write the name {too_long[0]!r:.60}: it has a NUL byte or is over {ATTRIBUTE_LIMIT} bytes")
-    array = np.array(encoded) if encoded else np.zeros(0)  # an empty list is float64 in Keras's files, too
-    if array.nbytes <= ATTRIBUTE_LIMIT:
-        group.attrs[name] = array
-        return
-    per_part = ATTRIBUTE_LIMIT // array.itemsize
-    for i, start in enumerate(range(0, len(array), per_part)):
-        group.attrs[f"{name}{i}"] = array[start : start + per_part]
-
-
-def write_layers(path: str | Path, layers: Mapping[str, Sequence[tuple[str, np.ndarray]]],
-                 attributes: Mapping[str, Any] | None = None) -> None:  # fmt: skip
-    """Write a weights file that Keras reads back; it appears whole or not at all.
-
-    layers: as `read_layers` returns them. attributes: more root attributes, such as a model's name or its classes.
-    Raises WeightsError for names or values that HDF5 cannot hold, DataError for a folder that cannot be written to.
-    """
-    with atomic_h5(path) as file:
-        _write_names(file, "layer_names", list(layers))
-        for name, value in {"backend": "tensorflow", "keras_version": LAYOUT_VERSION, **(attributes or {})}.items():
-            file.attrs[name] = value.encode("utf-8") if isinstance(value, str) else value
-        for layer, entries in layers.items():
-            try:
-                group = file.require_group(layer)
-                _write_names(group, "weight_names", [name for name, _ in entries])
-                for name, value in entries:
-                    group.create_dataset(name, data=np.ascontiguousarray(value).reshape(np.shape(value)))
-            except (ValueError, TypeError) as error:
-                if isinstance(error, GraftworkError):
-                    raise
-                raise WeightsError(f"{path}: layer {layer!r} cannot be written ({error}); nothing was saved") from error

@@ -9,7 +9,7 @@ again. Newer files keep the layer's own name in the attribute `name` of `vars`; 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import WeightsError
@@ -115,17 +115,20 @@ def _flat(node: Node, spec: LayerSpec | None = None) -> Entries:
     return found
 
 
-def arrange(tree: Node, layers: Sequence[LayerSpec]) -> dict[str, Entries]:
+def arrange(tree: Node, layers: Sequence[LayerSpec],
+            order: Callable[[], Sequence[LayerSpec]] | None = None) -> dict[str, Entries]:  # fmt: skip
     """The tensors of each layer of a model, given the model's layers in Keras's order.
 
-    Layers pair by name if the file keeps all names and knows no other ones, otherwise by class and number. Groups with tensors
-    that belong to no layer come last, under their own names, so that whoever compares sees them.
+    Layers pair by name if the file keeps all names and knows no other ones, otherwise by class and number (in the order that
+    `order` gives, if it is given). Groups with tensors that belong to no layer come last, under their own names, so that whoever
+    compares sees them.
     """
     groups = tree.layers or {key: child for key, child in tree.children.items() if key not in CONTAINERS}
     names = _names(groups)
     if names is not None and set(names) <= {layer.name for layer in layers}:
         keys = [names.get(layer.name, "") for layer in layers]
     else:
+        layers = layers if order is None else order()
         keys = counted([layer.kind for layer in layers])
     found = {
         layer.name: _flat(groups[key], layer) if key in groups else []
@@ -158,6 +161,14 @@ def by_name(tree: Node, file: str) -> dict[str, Entries]:
     return {name: _flat(groups[key]) for name, key in names.items()}
 
 
-def paths(layers: Sequence[LayerSpec]) -> Iterator[tuple[LayerSpec, str]]:
-    """Every layer with its group in a file that is to be written."""
-    yield from zip(layers, (f"layers/{key}" for key in counted([layer.kind for layer in layers])), strict=True)
+def place(layer: LayerSpec, name: str) -> str:
+    """Where below its layer's group a tensor stands: "0" is vars/0, "cell/1" cell/vars/1, and with the layers of a nested model
+    "dense_3/0" is layers/dense/vars/0. What `arrange` takes apart."""
+    head, _, rest = name.partition("/")
+    if not rest:
+        return f"vars/{head}"
+    keys = dict(zip([inner.name for inner in layer.inner], counted([inner.kind for inner in layer.inner]), strict=True))
+    if head in keys:
+        return f"layers/{keys[head]}/{place(next(x for x in layer.inner if x.name == head), rest)}"
+    below = layer.inner[0] if len(layer.inner) == 1 else LayerSpec(head, "")
+    return f"{head}/{place(below, rest)}"
