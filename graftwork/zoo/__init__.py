@@ -6,6 +6,6 @@ from .registry import ModelEntry, WeightsFile, create, find, list_models, regist
 from .weights import load_weights, read_weights, save_weights
 
 __all__ = [
-    "ModelEntry", "WeightsFile", "create", "find", "glyphnet", "images", "list_models", "load_keras", "load_weights", "mobilenet_v2",
-    "read_weights", "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
+    "ModelEntry", "WeightsFile", "create", "find", "glyphnet", "images", "list_models", "load_keras", "load_weights",
+    "mobilenet_v2", "read_weights", "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
 ]  # fmt: skip
