@@ -224,7 +224,7 @@ def strange(f: h5py.File, dice: random.Random) -> None:
 STRUCTURE = (attribute, attribute, link, blow_up, elsewhere, strange)
 
 
-def make(case: int, seed: int, seeds: dict[str, bytes], folder: Path) -> tuple[Path, str]:
+def make(case: int, seed: int, seeds: dict[str, bytes], folder: Path, structure: float) -> tuple[Path, str]:
     """The file of a case, and what was done to which seed."""
     dice = random.Random(f"{seed}/{case}")
     name = dice.choice(list(seeds))
@@ -232,7 +232,7 @@ def make(case: int, seed: int, seeds: dict[str, bytes], folder: Path) -> tuple[P
         name = dice.choice([n for n in seeds if n != name])
     path, done = folder / "case.h5", []
     data = bytearray(seeds[name])
-    if dice.random() < 0.3:
+    if dice.random() < structure:
         path.write_bytes(data)
         change = dice.choice(STRUCTURE)
         done.append(change.__name__)
@@ -301,8 +301,12 @@ class Child:
         self.process.wait()
 
 
-def run(cases: range, seed: int, folder: Path, keep: Path | None = None) -> tuple[collections.Counter, list[str], float]:
-    """Counts of outcomes, a line for each case that went wrong, and the longest time of one case in seconds."""
+def run(cases: range, seed: int, folder: Path, keep: Path | None = None,
+        structure: float = 0.3) -> tuple[collections.Counter, list[str], float]:  # fmt: skip
+    """Counts of outcomes, a line for each case that went wrong, and the longest time of one case in seconds.
+
+    structure: the share of cases whose links, attributes or datasets are altered; many of those need a child process each.
+    """
     seeds = {}
     for name, write in SEEDS.items():
         write(folder / "seed.h5")
@@ -311,7 +315,7 @@ def run(cases: range, seed: int, folder: Path, keep: Path | None = None) -> tupl
     wrong: list[str] = []
     longest, reader = 0.0, Child(folder)
     for case in cases:
-        path, what = make(case, seed, seeds, folder)
+        path, what = make(case, seed, seeds, folder, structure)
         start = time.perf_counter()
         answer = reader.read(path)
         longest = max(longest, time.perf_counter() - start)

@@ -215,8 +215,8 @@ def test_create_fetches(server, cache, monkeypatch, tmp_path):
     whole, part = ((tmp_path / name).read_bytes() for name in ("w.h5", "t.h5"))
     folder = server.file(name="").source
     zoo.register("fetched", zoo.glyphnet.GlyphNet, "a test", {"all": f"{folder}w.h5", "all_notop": f"{folder}t.h5"},
-                 hashes={"all": "sha256:" + hashlib.sha256(whole).hexdigest()}, md5={"all_notop": hashlib.md5(part).hexdigest()},
-                 top=("classifier",))  # fmt: skip
+                 hashes={"all": "sha256:" + hashlib.sha256(whole).hexdigest()},
+                 md5={"all_notop": hashlib.md5(part).hexdigest()}, top=("classifier",))  # fmt: skip
     try:
         server.content = part
         found = zoo.create("fetched", weights="all", include_top=False)
