@@ -2,7 +2,7 @@
 
     python -m bench.loading [--repeat 15] [--json bench/results/loading.json]
 
-The file is written by `zoo.save_weights`, and read from the page cache. h5py's part is opening the file and `dataset[()]` for every
+The file is written by `zoo.save_weights`, and read from the page cache. h5py opens it and reads `dataset[()]` for every
 dataset; ours is `load_weights` into a model that exists (names and shapes compared, values written into its parameters), and
 `read_layers` into new arrays. Memory is what a process has at its peak (VmHWM) above what it had before reading.
 """

@@ -54,8 +54,9 @@ def same(one, other):
 
 
 def test_names_of_groups():
-    assert [snake_case(k) for k in ("Conv2D", "BatchNormalization", "Conv2DTranspose", "LSTM", "MultiHeadAttention", "PReLU")] == [
-        "conv2d", "batch_normalization", "conv2d_transpose", "lstm", "multi_head_attention", "p_re_lu"]  # fmt: skip
+    kinds = ("Conv2D", "BatchNormalization", "Conv2DTranspose", "LSTM", "MultiHeadAttention", "PReLU")
+    names = ["conv2d", "batch_normalization", "conv2d_transpose", "lstm", "multi_head_attention", "p_re_lu"]
+    assert list(map(snake_case, kinds)) == names
     assert counted(["Dense", "Conv2D", "Dense", "Dense"]) == ["dense", "conv2d", "dense_1", "dense_2"]
 
 
@@ -234,8 +235,9 @@ def test_lazy(tmp_path, rng):
 def test_every_storage_of_the_classic_format(tmp_path, rng):
     a = rng.random((40, 33)).astype("f4")
     with h5py.File(tmp_path / "w.h5", "w") as f:
-        for i, options in enumerate([{"compression": "gzip"}, {"compression": "gzip", "shuffle": True, "fletcher32": True},
-                                     {"chunks": (16, 16), "fletcher32": True}, {"chunks": (7, 5), "shuffle": True}]):  # fmt: skip
+        packings = ({"compression": "gzip"}, {"compression": "gzip", "shuffle": True, "fletcher32": True},
+                    {"chunks": (16, 16), "fletcher32": True}, {"chunks": (7, 5), "shuffle": True})  # fmt: skip
+        for i, options in enumerate(packings):
             f.create_dataset(f"l/d{i}", data=a, **options)
         f.create_dataset("l/fill", (5, 7), "f8", fillvalue=3.5)
         f.create_dataset("l/part", (50, 7), "f8", fillvalue=3.5, chunks=(10, 7))[:10] = 1
