@@ -27,6 +27,7 @@ import h5py
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+OUTCOMES = ("read", "refused", "refused, the library died")
 SECONDS = 5.0  # of processor time for one file
 MEMORY = 512 << 20  # bytes above what the child has when it begins; files are below 100 kB, so no honest one needs 110 MB
 
@@ -273,7 +274,8 @@ def child(folder: str) -> None:
             assert all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" for a in tensors)
             answer = "read"
         except (WeightsError, ModelError) as error:
-            answer = "refused" if path in str(error) else f"nameless: {error}"
+            known = "refused, the library died" if "the HDF5 library" in str(error) else "refused"
+            answer = known if path in str(error) else f"nameless: {error}"
         except BaseException as error:
             answer = f"{type(error).__name__}: {error!s:.200}".replace("\n", " ")
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -319,7 +321,7 @@ def run(cases: range, seed: int, folder: Path, keep: Path | None = None,
         start = time.perf_counter()
         answer = reader.read(path)
         longest = max(longest, time.perf_counter() - start)
-        kind = answer if answer in ("read", "refused") else "wrong"
+        kind = answer if answer in OUTCOMES else "wrong"
         counts[kind] += 1
         if kind == "wrong":
             wrong.append(f"case {case} ({what}): {answer}")

@@ -272,4 +272,4 @@ def test_reduced_fuzzing(tmp_path):
     fuzz = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fuzz)
     counts, wrong, _ = fuzz.run(range(300), 1, tmp_path, structure=0.05)
-    assert wrong == [] and set(counts) == {"read", "refused"}
+    assert wrong == [] and {"read", "refused"} <= set(counts) <= set(fuzz.OUTCOMES)
