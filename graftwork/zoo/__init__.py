@@ -2,10 +2,10 @@
 
 from . import glyphnet, images, mobilenet_v2, resnet, resnet_cifar, squeezenet, vgg
 from .keras import load_keras
-from .registry import ModelEntry, create, find, list_models, register
-from .weights import load_weights, save_weights
+from .registry import ModelEntry, WeightsFile, create, find, list_models, register
+from .weights import load_weights, read_weights, save_weights
 
 __all__ = [
-    "ModelEntry", "create", "find", "glyphnet", "images", "list_models", "load_keras", "load_weights", "mobilenet_v2",
-    "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
+    "ModelEntry", "WeightsFile", "create", "find", "glyphnet", "images", "list_models", "load_keras", "load_weights",
+    "mobilenet_v2", "read_weights", "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
 ]  # fmt: skip
