@@ -1,6 +1,6 @@
 """The model zoo: networks one can read, weights from HDF5, pictures in."""
 
-from . import glyphnet, images, mobilenet_v2, resnet, resnet_cifar, squeezenet, vgg
+from . import efficientnet, efficientnet_v2, glyphnet, images, mobilenet_v2, resnet, resnet_cifar, squeezenet, vgg
 from .keras import load_keras
 from .registry import ModelEntry, create, find, list_models, register
 from .weights import load_weights, save_weights

@@ -73,6 +73,14 @@ class ImageModel(Module):
             return F.softmax(self(self.preprocess(pictures))).numpy()
 
 
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): in training a whole image's branch is zero with probability `rate`."""
+    if not training or rate == 0.0:
+        return x
+    ones = tensor(np.ones((x.shape[0], *[1] * (x.ndim - 1))), dtype=x.dtype, device=x.device)
+    return x * F.dropout(ones, rate)
+
+
 def pool(x: Tensor, pooling: str | None) -> Tensor:
     """A feature map as it is (None), or its "avg" or "max" over positions."""
     if pooling is None:
