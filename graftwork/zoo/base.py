@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ class ImageModel(Module):
 
     preprocessing = "tf"
     smallest = 1
+    per_channel = False  # whether the network itself normalises colour channels apart from each other
+    layer_aliases: Mapping[str, str] = {}  # layer's name in files -> pattern of other names that files have for it
 
     def __init__(self, input_shape: tuple[int, int, int], include_top: bool, pooling: str | None):
         super().__init__()
@@ -43,12 +46,16 @@ class ImageModel(Module):
         """Logits with the top; without it the feature map, or one vector an image with `pooling`."""
         self._check(x)
         x = self.trunk(x)
-        return self.top(x) if self.include_top else pool(x, self.pooling)
+        return self.top(x) if self.include_top else self.pooled(x, self.pooling)
+
+    def pooled(self, x: Tensor, pooling: str | None) -> Tensor:
+        """What `pooling` makes of the trunk's feature map x."""
+        return pool(x, pooling)
 
     def features(self, x: Tensor, pooling: str | None = "avg") -> Tensor:
         """Deep features: the trunk's output, pooled to (batch, channels) unless `pooling` is None."""
         self._check(x)
-        return pool(self.trunk(x), pooling)
+        return self.pooled(self.trunk(x), pooling)
 
     def _check(self, x: Tensor) -> None:
         channels = self.input_shape[2]

@@ -6,6 +6,7 @@ attributes cannot carry the names of their files hold a table `layer_names` (pat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Seq
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     slots = _without(layer_slots(model), skip)
     expected = {name: [(s.name, s.shape) for s in own] for name, own in slots.items()}
-    result = compare(expected, _without(read_layers(path), skip))
+    found = _renamed(read_layers(path), expected, getattr(model, "layer_aliases", {}))
+    result = compare(expected, _without(found, skip))
     if strict and result.rows:
         raise WeightsError(
             f"{path} does not fit {type(model).__name__}; nothing was loaded:\n{listing(result.rows)}\n"
@@ -70,6 +72,19 @@ def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Seq
         assign(target, values.reshape(target.shape))
     loaded = tuple(f"{layer} {slots[layer][position].name}" for layer, position, _ in result.matched)
     return LoadReport(loaded, *(tuple(result.names(kind)) for kind in ("missing", "unexpected", "mismatched")))
+
+
+def _renamed(layers: Mapping[str, Any], expected: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """The file's layers, those under another of their names under the one that the model expects.
+
+    Keras numbers layers that have no name of their own, and goes on counting through a session.
+    """
+    names = dict(zip(layers, layers, strict=True))
+    for name, pattern in aliases.items():
+        others = [other for other in layers if other not in expected and re.fullmatch(pattern, other)]
+        if name in expected and name not in layers and len(others) == 1:
+            names[others[0]] = name
+    return {names[layer]: value for layer, value in layers.items()}
 
 
 def _without(layers: Mapping[str, Any], skip: Sequence[str]) -> dict[str, Any]:
