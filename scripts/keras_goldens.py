@@ -1,7 +1,8 @@
 """Golden outputs of Keras's own networks for tests/zoo/test_applications.py, and a check of files in both directions.
 
-    pip install keras jax && python scripts/keras_goldens.py          # writes tests/zoo/goldens/applications.{json,npz}
-    python scripts/keras_goldens.py --check                           # Keras and Graftwork read each other's .h5 files
+    pip install keras jax && python scripts/keras_goldens.py          # writes tests/zoo/goldens/FAMILY.{json,npz} for all
+    python scripts/keras_goldens.py vgg resnet                        # only for these families
+    python scripts/keras_goldens.py --check [FAMILY...]               # Keras and Graftwork read each other's .h5 files
 
 Every weight is filled by the formula of tests/zoo/filling.py, so the goldens hold outputs and names only.
 """
@@ -24,29 +25,37 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import filling  # noqa: E402 - the paths above lead to it
 
-GOLDENS = ROOT / "tests" / "zoo" / "goldens" / "applications"
+GOLDENS = ROOT / "tests" / "zoo" / "goldens"
 CLASSES = 20
 FEATURES = 64  # of the pooled features, these many are kept
-# name in the zoo -> name in keras.applications, size of the pictures, options
-MODELS = {
-    "vgg16": ("VGG16", (64, 64), {}),
-    "vgg19": ("VGG19", (32, 64), {}),
-    "resnet50": ("ResNet50", (64, 64), {}),
-    "resnet101": ("ResNet101", (64, 64), {}),
-    "resnet152": ("ResNet152", (64, 64), {}),
-    "resnet50_v2": ("ResNet50V2", (64, 64), {}),
-    "resnet101_v2": ("ResNet101V2", (64, 64), {}),
-    "resnet152_v2": ("ResNet152V2", (64, 64), {}),
-    "mobilenet_v2": ("MobileNetV2", (96, 96), {}),
-    "mobilenet_v2 alpha=0.35, odd sizes": ("MobileNetV2", (65, 77), {"alpha": 0.35}),
-    "mobilenet_v2 alpha=1.4": ("MobileNetV2", (64, 64), {"alpha": 1.4}),
+# family -> name in the zoo, perhaps with a remark -> name in keras.applications, size of the pictures, options of both
+FAMILIES = {
+    "vgg": {"vgg16": ("VGG16", (64, 64), {}), "vgg19": ("VGG19", (32, 64), {})},
+    "resnet": {
+        "resnet50": ("ResNet50", (64, 64), {}),
+        "resnet101": ("ResNet101", (64, 64), {}),
+        "resnet152": ("ResNet152", (64, 64), {}),
+    },
+    "resnet_v2": {
+        "resnet50_v2": ("ResNet50V2", (64, 64), {}),
+        "resnet101_v2": ("ResNet101V2", (64, 64), {}),
+        "resnet152_v2": ("ResNet152V2", (64, 64), {}),
+    },
+    "mobilenet_v2": {
+        "mobilenet_v2": ("MobileNetV2", (96, 96), {}),
+        "mobilenet_v2 alpha=0.35, odd sizes": ("MobileNetV2", (65, 77), {"alpha": 0.35}),
+        "mobilenet_v2 alpha=1.4": ("MobileNetV2", (64, 64), {"alpha": 1.4}),
+    },
 }
+MODELS = {name: golden for family in FAMILIES.values() for name, golden in family.items()}
+LARGE: set[str] = set()  # tested by `make parity` only
 
 
 def build(name: str):
     """Keras's network with formula weights, giving logits and the pooled features before them."""
     import keras
 
+    keras.backend.clear_session()  # names that Keras makes up are counted per session
     kind, size, options = MODELS[name]
     model = getattr(keras.applications, kind)(
         weights=None, input_shape=(*size, 3), classes=CLASSES, classifier_activation=None, **options
@@ -80,11 +89,20 @@ def digest(layers: dict[str, list]) -> str:
     return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
 
 
-def write() -> None:
+def by_tensors(layers: dict[str, list]) -> dict[str, list[str]]:
+    """The listing without shapes, the other way around: names of tensors ("kernel bias") -> layers that have these."""
+    groups: dict[str, list[str]] = {}
+    for layer, tensors in layers.items():
+        groups.setdefault(" ".join(name for name, _ in tensors), []).append(layer)
+    return groups
+
+
+def write(family: str) -> None:
+    """The golden files of one family; its first network is listed layer by layer."""
     import keras
 
     arrays, facts = {}, {}
-    for name, (_, size, options) in MODELS.items():
+    for name, (kind, size, options) in FAMILIES[family].items():
         model = build(name)
         x = filling.pictures(*size)
         logits, pooled = np.asarray(model(x, training=False)), features(model, x)
@@ -95,19 +113,22 @@ def write() -> None:
         arrays[f"{name}/logits"], arrays[f"{name}/features"] = logits, pooled[:, :FEATURES]
         layers = listing(model)
         facts[name] = {"size": size, "options": options, "layers": len(layers), "digest": digest(layers)}
-        if name in ("vgg16", "resnet50", "resnet50_v2", "mobilenet_v2"):
-            facts[name]["names"] = {layer: [tensor for tensor, _ in tensors] for layer, tensors in layers.items()}
-    np.savez_compressed(GOLDENS.with_suffix(".npz"), **arrays)
-    lines = [f"  {json.dumps(name)}: {json.dumps(fact)}" for name, fact in facts.items()]
-    head = f'  "keras": "{keras.__version__}", "classes": {CLASSES}'
-    GOLDENS.with_suffix(".json").write_text("{\n" + ",\n".join([head, *lines]) + "\n}\n")
+        facts[name]["parameters"] = getattr(keras.applications, kind)(weights=None, **options).count_params()
+        if name in LARGE:
+            facts[name]["large"] = True
+        if len(facts) == 1:
+            facts[name]["names"] = by_tensors(layers)
+    np.savez_compressed(GOLDENS / f"{family}.npz", **arrays)
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(fact)}" for name, fact in facts.items())
+    head = f'"keras": "{keras.__version__}", "classes": {CLASSES}'
+    (GOLDENS / f"{family}.json").write_text(f'{{{head}, "models": {{\n{lines}\n}}}}\n')
 
 
-def check() -> None:
+def check(family: str) -> None:
     """Keras saves, we load and compare; we save, Keras loads and compares."""
     from graftwork import zoo
 
-    for name, (_, size, options) in MODELS.items():
+    for name, (_, size, options) in FAMILIES[family].items():
         theirs, x = build(name), filling.pictures(*size)
         expected = np.asarray(theirs(x, training=False))
         with tempfile.TemporaryDirectory() as folder:
@@ -154,5 +175,10 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)}; all by default")
     parser.add_argument("--check", action="store_true", help="read each other's files instead of writing goldens")
-    check() if parser.parse_args().check else write()
+    args = parser.parse_args()
+    if unknown := set(args.families) - set(FAMILIES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; the families are {', '.join(FAMILIES)}")
+    for family in args.families or FAMILIES:
+        check(family) if args.check else write(family)
