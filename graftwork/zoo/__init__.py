@@ -1,11 +1,27 @@
 """The model zoo: networks one can read, weights from HDF5, pictures in."""
 
-from . import glyphnet, images, mobilenet_v2, resnet, resnet_cifar, squeezenet, vgg
+from . import (
+    densenet,
+    glyphnet,
+    images,
+    inception_resnet_v2,
+    inception_v3,
+    mobilenet,
+    mobilenet_v2,
+    mobilenet_v3,
+    nasnet,
+    resnet,
+    resnet_cifar,
+    squeezenet,
+    vgg,
+    xception,
+)
 from .keras import load_keras
 from .registry import ModelEntry, create, find, list_models, register
 from .weights import load_weights, save_weights
 
 __all__ = [
-    "ModelEntry", "create", "find", "glyphnet", "images", "list_models", "load_keras", "load_weights", "mobilenet_v2",
-    "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
+    "ModelEntry", "create", "densenet", "find", "glyphnet", "images", "inception_resnet_v2", "inception_v3", "list_models",
+    "load_keras", "load_weights", "mobilenet", "mobilenet_v2", "mobilenet_v3", "nasnet", "register", "resnet", "resnet_cifar",
+    "save_weights", "squeezenet", "vgg", "xception",
 ]  # fmt: skip

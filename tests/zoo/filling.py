@@ -42,9 +42,9 @@ def values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32(0.1) * u
 
 
-def pictures(height: int, width: int) -> np.ndarray:
-    """Two preprocessed "pictures" (2, height, width, 3) that a network without training tells apart."""
+def pictures(height: int, width: int, pixels: bool = False) -> np.ndarray:
+    """Two preprocessed "pictures" (2, height, width, 3) that a network without training tells apart; or as pixels, 0 to 255."""
     x = 2 * noise("pictures", (2, height, width, 3))
     x[0] += np.array([1, -1, 0.5], np.float32)
     x[1] = x[1] * np.linspace(0, 1, width, dtype=np.float32)[:, None] - np.array([1, -0.5, -1], np.float32)
-    return x
+    return (x + 3) * np.float32(42.5) if pixels else x
