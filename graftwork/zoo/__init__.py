@@ -1,11 +1,16 @@
 """The model zoo: networks one can read, weights from HDF5, pictures in."""
 
 from . import (
+    alexnet,
+    convnext,
     densenet,
+    efficientnet,
+    efficientnet_v2,
     glyphnet,
     images,
     inception_resnet_v2,
     inception_v3,
+    lenet,
     mobilenet,
     mobilenet_v2,
     mobilenet_v3,
@@ -21,7 +26,8 @@ from .registry import ModelEntry, create, find, list_models, register
 from .weights import load_weights, save_weights
 
 __all__ = [
-    "ModelEntry", "create", "densenet", "find", "glyphnet", "images", "inception_resnet_v2", "inception_v3", "list_models",
-    "load_keras", "load_weights", "mobilenet", "mobilenet_v2", "mobilenet_v3", "nasnet", "register", "resnet", "resnet_cifar",
-    "save_weights", "squeezenet", "vgg", "xception",
+    "ModelEntry", "alexnet", "convnext", "create", "densenet", "efficientnet", "efficientnet_v2", "find", "glyphnet",
+    "images", "inception_resnet_v2", "inception_v3", "lenet", "list_models", "load_keras", "load_weights", "mobilenet",
+    "mobilenet_v2", "mobilenet_v3", "nasnet", "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
+    "xception",
 ]  # fmt: skip

@@ -21,6 +21,9 @@ class ImageModel(Module):
 
     preprocessing = "tf"
     smallest = 1
+    per_channel = False  # whether the network itself normalises colour channels apart from each other
+    former_names: tuple[tuple[str, str], ...] = ()  # how to make today's layer names of a file's: pattern, replacement
+    counted_names: tuple[str, ...] = ()  # classes whose layers Keras names and counts itself: "conv2d", "conv2d_1", ...
 
     def __init__(self, input_shape: tuple[int, int, int], include_top: bool, pooling: str | None):
         super().__init__()
@@ -43,12 +46,16 @@ class ImageModel(Module):
         """Logits with the top; without it the feature map, or one vector an image with `pooling`."""
         self._check(x)
         x = self.trunk(x)
-        return self.top(x) if self.include_top else pool(x, self.pooling)
+        return self.top(x) if self.include_top else self.pooled(x, self.pooling)
+
+    def pooled(self, x: Tensor, pooling: str | None) -> Tensor:
+        """What `pooling` makes of the trunk's feature map x."""
+        return pool(x, pooling)
 
     def features(self, x: Tensor, pooling: str | None = "avg") -> Tensor:
         """Deep features: the trunk's output, pooled to (batch, channels) unless `pooling` is None."""
         self._check(x)
-        return pool(self.trunk(x), pooling)
+        return self.pooled(self.trunk(x), pooling)
 
     def _check(self, x: Tensor) -> None:
         channels = self.input_shape[2]
@@ -71,6 +78,14 @@ class ImageModel(Module):
         """Class probabilities (images, classes) for pictures."""
         with no_grad():
             return F.softmax(self(self.preprocess(pictures))).numpy()
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): in training a whole image's branch is zero with probability `rate`."""
+    if not training or rate == 0.0:
+        return x
+    ones = tensor(np.ones((x.shape[0], *[1] * (x.ndim - 1))), dtype=x.dtype, device=x.device)
+    return x * F.dropout(ones, rate)
 
 
 def pool(x: Tensor, pooling: str | None) -> Tensor:

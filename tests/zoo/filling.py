@@ -37,14 +37,21 @@ def values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
         return u * np.float32(math.sqrt(6 / math.prod(shape[:-1])))
     if tensor == "gamma":
         return np.float32(0.8) + np.float32(0.1) * u
-    if tensor == "moving_variance":
+    if tensor == "variable":  # the only tensor that Keras leaves without a name: ConvNeXt's factor for each channel
+        return np.float32(0.5) * u
+    if tensor in ("moving_variance", "variance"):
         return np.float32(1.0) + np.float32(0.5) * u
     return np.float32(0.1) * u
 
 
-def pictures(height: int, width: int, pixels: bool = False) -> np.ndarray:
-    """Two preprocessed "pictures" (2, height, width, 3) that a network without training tells apart; or as pixels, 0 to 255."""
+def pictures(height: int, width: int) -> np.ndarray:
+    """Two preprocessed "pictures" (2, height, width, 3) that a network without training tells apart."""
     x = 2 * noise("pictures", (2, height, width, 3))
     x[0] += np.array([1, -1, 0.5], np.float32)
     x[1] = x[1] * np.linspace(0, 1, width, dtype=np.float32)[:, None] - np.array([1, -0.5, -1], np.float32)
-    return (x + 3) * np.float32(42.5) if pixels else x
+    return x
+
+
+def pixels(height: int, width: int) -> np.ndarray:
+    """The same two pictures as float32 pixels of 0 to 255, for networks that normalise them themselves."""
+    return np.round(np.clip(128 + 40 * pictures(height, width), 0, 255)).astype(np.float32)
