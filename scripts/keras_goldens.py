@@ -28,7 +28,7 @@ import filling  # noqa: E402 - the paths above lead to it
 
 GOLDENS = ROOT / "tests" / "zoo" / "goldens"
 CLASSES = 20
-RAW = {"efficientnet", "efficientnet_v2", "convnext"}  # families that normalise pixels inside the network
+RAW = {"efficientnet", "efficientnet_v2", "convnext", "mobilenet_v3"}  # families that normalise pixels inside the network
 FEATURES = 64  # of the pooled features, these many are kept
 # family -> name in the zoo, perhaps with a remark -> name in keras.applications, size of the pictures, options of both
 FAMILIES = {
@@ -77,12 +77,39 @@ FAMILIES = {
         "convnext_large": ("ConvNeXtLarge", (64, 64), {}),
         "convnext_xlarge": ("ConvNeXtXLarge", (64, 64), {}),
     },
+    "inception_v3": {"inception_v3": ("InceptionV3", (96, 107), {})},
+    "inception_resnet_v2": {"inception_resnet_v2": ("InceptionResNetV2", (96, 107), {})},
+    "xception": {"xception": ("Xception", (71, 80), {})},
+    "mobilenet": {
+        "mobilenet": ("MobileNet", (64, 96), {}),
+        "mobilenet alpha=0.25, odd sizes": ("MobileNet", (65, 77), {"alpha": 0.25}),
+        "mobilenet alpha=0.5, depth_multiplier=2": ("MobileNet", (33, 64), {"alpha": 0.5, "depth_multiplier": 2}),
+    },
+    "mobilenet_v3": {
+        "mobilenet_v3_small": ("MobileNetV3Small", (64, 96), {}),
+        "mobilenet_v3_large": ("MobileNetV3Large", (64, 96), {}),
+        "mobilenet_v3_small alpha=0.75, odd sizes": ("MobileNetV3Small", (65, 77), {"alpha": 0.75}),
+        "mobilenet_v3_small minimalistic": ("MobileNetV3Small", (64, 64), {"minimalistic": True}),
+        "mobilenet_v3_large alpha=1.25": ("MobileNetV3Large", (65, 64), {"alpha": 1.25}),
+        "mobilenet_v3_large minimalistic, no preprocessing": (
+            "MobileNetV3Large", (64, 64), {"minimalistic": True, "include_preprocessing": False}
+        ),
+    },
+    "densenet": {
+        "densenet121": ("DenseNet121", (64, 77), {}),
+        "densenet169": ("DenseNet169", (32, 64), {}),
+        "densenet201": ("DenseNet201", (32, 64), {}),
+    },
+    "nasnet": {
+        "nasnet_mobile": ("NASNetMobile", (64, 77), {}),
+        "nasnet_large": ("NASNetLarge", (64, 77), {}),
+    },
 }
 MODELS = {name: golden for family in FAMILIES.values() for name, golden in family.items()}
 # Tested by `make parity` only
 LARGE: set[str] = {
     "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_m", "efficientnet_v2_l",
-    "convnext_small", "convnext_base", "convnext_large", "convnext_xlarge",
+    "convnext_small", "convnext_base", "convnext_large", "convnext_xlarge", "inception_resnet_v2", "nasnet_large",
 }  # fmt: skip
 
 

@@ -3,23 +3,31 @@
 from . import (
     alexnet,
     convnext,
+    densenet,
     efficientnet,
     efficientnet_v2,
     glyphnet,
     images,
+    inception_resnet_v2,
+    inception_v3,
     lenet,
+    mobilenet,
     mobilenet_v2,
+    mobilenet_v3,
+    nasnet,
     resnet,
     resnet_cifar,
     squeezenet,
     vgg,
+    xception,
 )
 from .keras import load_keras
 from .registry import ModelEntry, create, find, list_models, register
 from .weights import load_weights, save_weights
 
 __all__ = [
-    "ModelEntry", "alexnet", "convnext", "create", "efficientnet", "efficientnet_v2", "find", "glyphnet", "images", "lenet",
-    "list_models", "load_keras", "load_weights", "mobilenet_v2",
-    "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
+    "ModelEntry", "alexnet", "convnext", "create", "densenet", "efficientnet", "efficientnet_v2", "find", "glyphnet",
+    "images", "inception_resnet_v2", "inception_v3", "lenet", "list_models", "load_keras", "load_weights", "mobilenet",
+    "mobilenet_v2", "mobilenet_v3", "nasnet", "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
+    "xception",
 ]  # fmt: skip

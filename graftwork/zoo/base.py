@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ class ImageModel(Module):
     preprocessing = "tf"
     smallest = 1
     per_channel = False  # whether the network itself normalises colour channels apart from each other
-    layer_aliases: Mapping[str, str] = {}  # layer's name in files -> pattern of other names that files have for it
+    former_names: tuple[tuple[str, str], ...] = ()  # how to make today's layer names of a file's: pattern, replacement
+    counted_names: tuple[str, ...] = ()  # classes whose layers Keras names and counts itself: "conv2d", "conv2d_1", ...
 
     def __init__(self, input_shape: tuple[int, int, int], include_top: bool, pooling: str | None):
         super().__init__()

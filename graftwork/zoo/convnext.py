@@ -92,6 +92,7 @@ class ConvNeXt(ImageModel):
 
     preprocessing = "raw"
     smallest = 32
+    counted_names = ("layer_normalization",)
 
     def __init__(self, variant: str, include_top: bool = True, pooling: str | None = None, classes: int = 1000,
                  input_shape: tuple[int, int, int] = (224, 224, 3), include_preprocessing: bool = True,
@@ -112,7 +113,7 @@ class ConvNeXt(ImageModel):
             self.head_dense = Linear(widths[-1], classes)
         self.layer_names = {path: f"convnext_{variant}_{path.replace('.', '_')}" for path, _ in self.named_modules()}
         if not include_top:  # Keras numbers the last normalisation then, and the weights are those of the head
-            self.layer_aliases = {"layer_normalization": rf"layer_normalization_\d+|{self.layer_names['head_layernorm']}"}
+            self.former_names = ((f"^{self.layer_names['head_layernorm']}$", "layer_normalization"),)
             self.layer_names["head_layernorm"] = "layer_normalization"
 
     def _add(self, name: str, module: Module) -> None:

@@ -92,7 +92,7 @@ class EfficientNet(ImageModel):
     preprocessing = "raw"
     smallest = 32
     per_channel = True
-    layer_aliases = {"normalization": r"normalization_\d+"}
+    counted_names = ("normalization",)
 
     def __init__(self, width: float, depth: float, dropout: float, include_top: bool = True, pooling: str | None = None,
                  classes: int = 1000, input_shape: tuple[int, int, int] = (224, 224, 3),

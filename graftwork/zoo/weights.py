@@ -2,11 +2,14 @@
 
 A layer's name in files is its path in the model with slashes: `model.fire2.squeeze1x1` is "fire2/squeeze1x1". Models whose
 attributes cannot carry the names of their files hold a table `layer_names` (path -> name in files).
+
+Published files are older than the names that Keras gives today. Two attributes of a model say how to read them:
+`former_names`, (pattern, replacement) pairs that turn former names into today's, and `counted_names`, the classes whose layers
+Keras names and counts by itself.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from ..errors import WeightsError
 from ..nn import Module
 from ..nn.modules.module import assign
 from .hdf5 import read_layers, write_layers
-from .matching import Slot, compare, listing, own_slots
+from .matching import Slot, compare, listing, own_slots, recounted, renamed
 
 ROOT = "top_level_model_weights"  # Keras's name for tensors that belong to the model itself and to no layer
 
@@ -58,9 +61,10 @@ def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Seq
     trained trunk: `load_weights(model, path, skip=("classifier",))`. Values are converted to the model's dtypes.
     """
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    slots = _without(layer_slots(model), skip)
+    layers = layer_slots(model)
+    slots = _without(layers, skip)
     expected = {name: [(s.name, s.shape) for s in own] for name, own in slots.items()}
-    found = _renamed(read_layers(path), expected, getattr(model, "layer_aliases", {}))
+    found = _today(model, layers, read_layers(path))
     result = compare(expected, _without(found, skip))
     if strict and result.rows:
         raise WeightsError(
@@ -74,17 +78,12 @@ def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Seq
     return LoadReport(loaded, *(tuple(result.names(kind)) for kind in ("missing", "unexpected", "mismatched")))
 
 
-def _renamed(layers: Mapping[str, Any], expected: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The file's layers, those under another of their names under the one that the model expects.
-
-    Keras numbers layers that have no name of their own, and goes on counting through a session.
-    """
-    names = dict(zip(layers, layers, strict=True))
-    for name, pattern in aliases.items():
-        others = [other for other in layers if other not in expected and re.fullmatch(pattern, other)]
-        if name in expected and name not in layers and len(others) == 1:
-            names[others[0]] = name
-    return {names[layer]: value for layer, value in layers.items()}
+def _today(model: Module, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file's layers under the names that `model` expects."""
+    found = renamed(found, getattr(model, "former_names", ()))
+    for kind in getattr(model, "counted_names", ()):
+        found = recounted(found, expected, kind)
+    return found
 
 
 def _without(layers: Mapping[str, Any], skip: Sequence[str]) -> dict[str, Any]:
