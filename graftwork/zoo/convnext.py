@@ -112,8 +112,11 @@ class ConvNeXt(ImageModel):
         if include_top:
             self.head_dense = Linear(widths[-1], classes)
         self.layer_names = {path: f"convnext_{variant}_{path.replace('.', '_')}" for path, _ in self.named_modules()}
-        if not include_top:  # Keras numbers the last normalisation then, and the weights are those of the head
-            self.former_names = ((f"^{self.layer_names['head_layernorm']}$", "layer_normalization"),)
+        head = self.layer_names["head_layernorm"]
+        if include_top:  # without a top, Keras numbers the last normalisation; the weights are those of the head
+            self.former_names = ((r"^layer_normalization(_\d+)?$", head),)
+        else:
+            self.former_names = ((f"^{head}$", "layer_normalization"),)
             self.layer_names["head_layernorm"] = "layer_normalization"
 
     def _add(self, name: str, module: Module) -> None:
