@@ -166,8 +166,10 @@ class Compiled:
 
 def trace(target: Callable, *args: Any) -> Graph:
     """The graph of a call as it is captured, before any pass: a node an op, states for weights. Nothing is computed."""
-    return capture(target, type(target).__name__, lambda trace: _stand_ins(trace, target, args, {}), Reach(target),
-                   _flatten_output).graph  # fmt: skip
+    captured = capture(target, type(target).__name__, lambda trace: _stand_ins(trace, target, args, {}), Reach(target),
+                       _flatten_output)  # fmt: skip
+    captured.graph.outputs = list(captured.results)
+    return captured.graph
 
 
 def executable(graph: Graph) -> Executable:

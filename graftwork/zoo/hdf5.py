@@ -283,6 +283,18 @@ def read_layers(source: Source, layers: Sequence[LayerSpec] | None = None) -> La
     return {layer: [(name, data.read()) for name, data in entries] for layer, entries in lazy.items()}
 
 
+def read_stored(source: Source) -> list[StoredArray]:
+    """Every tensor of a file, whatever its layout, without names; values are read when they are asked for."""
+
+    def action(file: Group) -> list[StoredArray]:
+        root = _legacy_root(file)
+        found = {"": weights_h5.every(weights_h5.read_tree(file))} if root is None else _legacy(root)
+        _check_numbers(file, found)
+        return [StoredArray(data) for entries in found.values() for _, data in entries]
+
+    return with_file(source, action)
+
+
 def read_origin(source: Source) -> tuple[str | None, str | None]:
     """(backend, Keras version) that a file says it was written by; Keras 1 and .weights.h5 say neither."""
 

@@ -21,31 +21,32 @@ from typing import Any
 import numpy as np
 
 from ..errors import WeightsError
+from .hdf5_messages import (
+    DEFLATE,
+    SHUFFLE,
+    Damaged,
+    Text,
+    Unusual,
+    parse_attribute,
+    parse_fill,
+    parse_filters,
+    parse_space,
+    parse_type,
+    unpack,
+)
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = (1 << 64) - 1  # the address of what has no storage
 PAGE = 1 << 13  # bytes read at once where metadata is
-DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 DEFLATE_RATIO = 1100  # deflate never reaches 1033
 FREE_BYTES = 64 << 20  # what a file of any size may declare without storing it
 ATTRIBUTE_CEILING = 1 << 26  # bytes; no honest file has more in one attribute
-MESSAGE_CEILING, BLOCK_CEILING, DEPTH_CEILING, RANK_CEILING = 65535, 1000, 64, 32
+BLOCK_CEILING, DEPTH_CEILING = 1000, 64
 
 _U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 _PREFIX, _MESSAGE, _PAIR = struct.Struct("<BxHII"), struct.Struct("<HHB3x"), struct.Struct("<QQ")
 _ENTRY, _NODE = struct.Struct("<QQI4xI12x"), struct.Struct("<4sBBHQQ")
 _HEAP_ENTRY, _REFERENCE = struct.Struct("<HH4xQ"), struct.Struct("<IQI")
-_FLOATS = {  # size -> (offset, precision, exponent at, exponent bits, mantissa at, mantissa bits, bias) of IEEE formats
-    2: (0, 16, 10, 5, 0, 10, 15), 4: (0, 32, 23, 8, 0, 23, 127), 8: (0, 64, 52, 11, 0, 52, 1023),
-}  # fmt: skip
-
-
-class Unusual(Exception):  # noqa: N818 - no error: the file may be sound, only not of the classic format
-    """A feature of HDF5 that this reader leaves to the library."""
-
-
-class Damaged(Exception):  # noqa: N818 - becomes a WeightsError that names the file, see `Reader.damaged`
-    """What contradicts the format."""
 
 
 def _pread(fd: int, count: int, at: int) -> bytes:
@@ -61,18 +62,6 @@ def _pread_into(fd: int, out: memoryview, at: int) -> int:
     data = _pread(fd, min(len(out), 1 << 24), at)
     out[: len(data)] = data
     return len(data)
-
-
-class Text:
-    """The type of strings: fixed size, or of variable length in a global heap (size 16 in the file)."""
-
-    kind = "S"
-
-    def __init__(self, itemsize: int, variable: bool, spaces: bool = False):
-        self.itemsize, self.variable, self.spaces = itemsize, variable, spaces
-
-    def __repr__(self) -> str:
-        return "text"
 
 
 class Reader:
@@ -195,7 +184,7 @@ class Reader:
                 position += 8 + size
                 seen += 1
                 if kind == 0x0010:
-                    blocks.append(_unpack(_PAIR, content))
+                    blocks.append(unpack(_PAIR, content))
                     if len(blocks) > BLOCK_CEILING:
                         raise Damaged("a header goes on for ever")
                 elif kind:
@@ -222,7 +211,9 @@ class Reader:
         entries, position, end = {}, address + 16, address + size
         while end - position >= 16:
             index, _, length = _HEAP_ENTRY.unpack(self.read(position, 16))
-            if index == 0:  # the free space, which is the rest
+            if index == 0:  # the free space, which is the rest and counts its own header
+                if length != end - position:
+                    raise Damaged("its heap of strings is inconsistent")
                 break
             if position + 16 + length > end:
                 raise Damaged("its heap of strings is inconsistent")
@@ -245,7 +236,7 @@ class Object:
     def attrs(self) -> dict[str, tuple[np.dtype | Text, tuple[int, ...], bytes]]:
         """(type, shape, bytes as stored) by name; `attribute` gives values."""
         if self._attrs is None:
-            self._attrs = dict(map(_parse_attribute, self._attributes))
+            self._attrs = dict(map(parse_attribute, self._attributes))
         return self._attrs
 
     def attribute(self, name: str) -> Any:
@@ -279,7 +270,7 @@ class Group(Object):
 
     def __init__(self, reader: Reader, name: str, messages: list[tuple[int, bytes]]):
         super().__init__(reader, name, messages)
-        self._table = _unpack(_PAIR, next(content for kind, content in messages if kind == 0x0011))
+        self._table = unpack(_PAIR, next(content for kind, content in messages if kind == 0x0011))
         self._links: dict[str, int | None] | None = None
 
     @property
@@ -350,11 +341,11 @@ class Dataset(Object):
             )
         if 0x0001 not in first or 0x0003 not in first:
             raise Damaged(f"{name} has no shape or no type")
-        self.shape = _parse_space(first[0x0001])
-        self.dtype = _parse_type(first[0x0003])
+        self.shape = parse_space(first[0x0001])
+        self.dtype = parse_type(first[0x0003])
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-        self._fill = _parse_fill(first.get(0x0005, b""))
-        self._filters = _parse_filters(first[0x000B]) if 0x000B in first else []
+        self._fill = parse_fill(first.get(0x0005, b""))
+        self._filters = parse_filters(first[0x000B]) if 0x000B in first else []
         self._chunks: list[tuple[tuple[int, ...], int, int, int]] = []
         self._inline = b""
         self._parse_layout(first[0x0008])
@@ -375,7 +366,7 @@ class Dataset(Object):
             if self.stored != len(self._inline) or self.stored < self.nbytes:
                 raise Damaged(f"{self.name} is cut off")
         elif kind == 1:
-            self.address, size = _unpack(_PAIR, content[2:18])
+            self.address, size = unpack(_PAIR, content[2:18])
             self.stored = 0 if self.address == UNDEFINED else size
             if self.address != UNDEFINED and (size < self.nbytes or self.address + size > self.reader.size):
                 raise Damaged(f"{self.name} is cut off")
@@ -490,34 +481,6 @@ class Dataset(Object):
         return data
 
 
-def check_sizes(reader: Reader, datasets: list[Dataset]) -> None:
-    """Refuse shape bombs before memory is taken: what is declared must be stored, at the best ratio that packing reaches.
-
-    Bound: all arrays together take at most 64 MiB or 1100 times the file, whichever is more; arrays that are not packed take
-    no more than the file.
-    """
-    total = stored = 0
-    for data in datasets:
-        total, stored = total + data.nbytes, stored + data.stored
-        if data.nbytes > FREE_BYTES and data.nbytes > DEFLATE_RATIO * data.stored:
-            raise WeightsError(
-                f"{reader.name}: {data.name!r} declares {data.shape}, {data.nbytes:,} bytes, and stores {data.stored:,}; refused"
-            )
-    if total > FREE_BYTES and total > DEFLATE_RATIO * reader.size:
-        raise WeightsError(f"{reader.name} declares {total:,} bytes of tensors and has {reader.size:,}; refused")
-    if stored > reader.size:
-        raise WeightsError(f"{reader.name} declares {stored:,} stored bytes and has {reader.size:,}: tensors overlap; refused")
-
-
-# -- header messages ---------------------------------------------------------------------------------------------------
-
-
-def _unpack(form: struct.Struct, data: bytes, at: int = 0) -> tuple:
-    if at + form.size > len(data):
-        raise Damaged("a header message is cut off")
-    return form.unpack_from(data, at)
-
-
 def _leaves(reader: Reader, address: int, kind: int, key_size: int, level: int | None = None,
             seen: set[int] | None = None) -> Iterator[tuple[bytes, int]]:  # fmt: skip
     """(key, address) of all leaves of a B-tree of version 1, in order; each node is visited once, levels fall by one."""
@@ -539,90 +502,20 @@ def _leaves(reader: Reader, address: int, kind: int, key_size: int, level: int |
             yield key, child
 
 
-def _parse_space(data: bytes) -> tuple[int, ...]:
-    version, rank, flags = _unpack(struct.Struct("<BBB"), data)
-    if version not in (1, 2) or rank > RANK_CEILING:
-        raise Damaged("an array's shape is unknown")
-    if version == 2 and len(data) > 3 and data[3] == 2:
-        raise Unusual("an array without shape")
-    shape = _unpack(struct.Struct(f"<{rank}Q"), data, 8 if version == 1 else 4)
-    if math.prod(n for n in shape if n) >= 1 << 58:
-        raise Damaged(f"an array claims the shape {shape}")
-    return shape
+def check_sizes(reader: Reader, datasets: list[Dataset]) -> None:
+    """Refuse shape bombs before memory is taken: what is declared must be stored, at the best ratio that packing reaches.
 
-
-def _parse_type(data: bytes) -> np.dtype | Text:
-    """A NumPy dtype for numbers, `Text` for strings; bfloat16 is opaque in files and comes as "V2"."""
-    first, low, middle, _, size = _unpack(struct.Struct("<BBBBI"), data)
-    kind, version = first & 15, first >> 4
-    if version not in (1, 2, 3):
-        raise Damaged("an array's type is unknown")
-    if not 0 < size < 1 << 24:
-        raise Damaged(f"an array's elements claim {size:,} bytes")
-    order = ">" if low & 1 else "<"
-    if kind == 0 and size in (1, 2, 4, 8) and _unpack(struct.Struct("<HH"), data, 8) == (0, 8 * size):
-        return np.dtype(f"{order}{'i' if low & 8 else 'u'}{size}")
-    if kind == 1 and size in _FLOATS and not low & 64:
-        layout = _unpack(struct.Struct("<HHBBBBI"), data, 8)
-        if layout == _FLOATS[size] and middle == 8 * size - 1 and low >> 4 & 3 == 2:
-            return np.dtype(f"{order}f{size}")
-    if kind == 3:
-        return Text(size, variable=False, spaces=low & 15 == 2)
-    if kind == 5 and size == 2:
-        return np.dtype("V2")
-    if kind == 8 and size == 1:  # h5py's bool: an enumeration over a byte
-        return np.dtype("bool") if _parse_type(data[8:]) == np.dtype("i1") else np.dtype("u1")
-    if kind == 9 and low & 15 == 1 and size == 16:
-        return Text(16, variable=True)
-    if kind > 11:
-        raise Damaged("an array's type is unknown")
-    raise Unusual(f"elements of class {kind} with {size:,} bytes")
-
-
-def _parse_fill(data: bytes) -> bytes:
-    """The value of what was never written; empty for zero."""
-    if len(data) >= 8 and data[0] in (1, 2) and (data[3] or data[0] == 1):
-        return data[8 : 8 + _U32.unpack_from(data, 4)[0]]
-    if len(data) >= 6 and data[0] == 3 and data[1] & 32:
-        return data[6 : 6 + _U32.unpack_from(data, 2)[0]]
-    return b""
-
-
-def _parse_filters(data: bytes) -> list[tuple[int, tuple[int, ...]]]:
-    version, count = _unpack(struct.Struct("<BB"), data)
-    if version == 2:
-        raise Unusual("a filter pipeline of version 2")
-    if version != 1 or count > 32:
-        raise Damaged("filters are unknown")
-    filters, at = [], 8
-    for _ in range(count):
-        kind, name, _, values = _unpack(struct.Struct("<HHHH"), data, at)
-        if kind not in (DEFLATE, SHUFFLE, FLETCHER32):
-            raise Unusual(f"filter {kind}")
-        at += 8 + -(-name // 8) * 8
-        filters.append((kind, _unpack(struct.Struct(f"<{values}I"), data, at)))
-        at += 4 * (values + values % 2)
-    return filters
-
-
-def _parse_attribute(data: bytes) -> tuple[str, tuple[np.dtype | Text, tuple[int, ...], bytes]]:
-    version, flags, name_size, type_size, space_size = _unpack(struct.Struct("<BBHHH"), data)
-    if version not in (1, 2, 3):
-        raise Damaged("an attribute is of no known version")
-    if version > 1 and flags & 3:
-        raise Unusual("attributes of shared types")
-    at, parts = 9 if version == 3 else 8, []
-    for size in (name_size, type_size, space_size):
-        parts.append(data[at : at + size])
-        if len(parts[-1]) != size:
-            raise Damaged("an attribute is cut off")
-        at += -(-size // 8) * 8 if version == 1 else size
-    try:
-        name = parts[0].split(b"\0", 1)[0].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Damaged("an attribute's name is not UTF-8") from error
-    kind, shape = _parse_type(parts[1]), _parse_space(parts[2])
-    size = math.prod(shape) * kind.itemsize
-    if at + size > len(data):
-        raise Damaged(f"the attribute {name!r:.60} is cut off")
-    return name, (kind, shape, data[at : at + size])
+    Bound: all arrays together take at most 64 MiB or 1100 times the file, whichever is more; arrays that are not packed take
+    no more than the file.
+    """
+    total = stored = 0
+    for data in datasets:
+        total, stored = total + data.nbytes, stored + data.stored
+        if data.nbytes > FREE_BYTES and data.nbytes > DEFLATE_RATIO * data.stored:
+            raise WeightsError(
+                f"{reader.name}: {data.name!r} declares {data.shape}, {data.nbytes:,} bytes, and stores {data.stored:,}; refused"
+            )
+    if total > FREE_BYTES and total > DEFLATE_RATIO * reader.size:
+        raise WeightsError(f"{reader.name} declares {total:,} bytes of tensors and has {reader.size:,}; refused")
+    if stored > reader.size:
+        raise WeightsError(f"{reader.name} declares {stored:,} stored bytes and has {reader.size:,}: tensors overlap; refused")

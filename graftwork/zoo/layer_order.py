@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from ..nn import Conv2d, ConvTranspose2d, DepthwiseConv2d, Embedding, LayerNorm, Linear, Module, SeparableConv2d, no_grad, tensor
+from ..nn import (
+    Conv2d,
+    ConvTranspose2d,
+    DepthwiseConv2d,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    SeparableConv2d,
+    no_grad,
+    tensor,
+)
 from ..nn.compile import trace
 from ..nn.graph import Graph, Node
 from ..nn.modules.layers import BatchNorm

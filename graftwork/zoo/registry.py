@@ -6,22 +6,60 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ..errors import ConfigError, ModelError, ModelNotFound
 from ..nn import Module
 
 
 @dataclass(frozen=True)
+class WeightsFile:
+    """Where a model's weights are: `source` is a URL or a path inside the package, `hash` "md5:..." or "sha256:..." or None."""
+
+    model: str
+    name: str
+    source: str
+    hash: str | None = None
+    size: int | None = None  # bytes
+
+    @property
+    def published(self) -> bool:
+        return "://" in self.source
+
+    @property
+    def filename(self) -> str:
+        return PurePosixPath(unquote(urlsplit(self.source).path)).name
+
+
+@dataclass(frozen=True)
 class ModelEntry:
-    """One model. `weights` maps a published or embedded name to where the file is (a path inside the package, or a URL)."""
+    """One model. `weights` maps a published or embedded name to where the file is (a path inside the package, or a URL).
+
+    `info` is what else is known; of it, `hashes` ({name: "md5:..." or "sha256:..."}; also as `md5` or `sha256`, {name: digits}) and
+    `sizes` ({name: bytes}) belong to the files, see `file`.
+    """
 
     name: str
     factory: Callable[..., Module]
     summary: str = ""
     weights: dict[str, str] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+
+    def unknown(self, name: str) -> ModelError:
+        known = ", ".join(map(repr, self.weights)) or "none"
+        return ModelError(f"{self.name}: no weights named {name!r}; named ones: {known}; or give a path to an HDF5 file")
+
+    def file(self, name: str) -> WeightsFile:
+        """The record of one weights file. Raises ModelError for a name that the model does not have."""
+        if name not in self.weights:
+            raise self.unknown(name)
+        found = self.info.get("hashes", {}).get(name)
+        for algorithm in ("sha256", "md5"):
+            if found is None and (digits := self.info.get(algorithm, {}).get(name)):
+                found = f"{algorithm}:{digits}"
+        return WeightsFile(self.name, name, self.weights[name], found, self.info.get("sizes", {}).get(name))
 
 
 COMMON_OPTIONS = {"include_top", "pooling", "classes", "input_shape"}
@@ -30,7 +68,10 @@ _models: dict[str, ModelEntry] = {}
 
 def register(name: str, factory: Callable[..., Module], summary: str = "", weights: dict[str, str] | None = None,
              **info: Any) -> None:  # fmt: skip
-    """Add a model: `factory(include_top, pooling, classes, input_shape)` returns a Module. ConfigError if the name is taken."""
+    """Add a model: `factory(include_top, pooling, classes, input_shape)` returns a Module. ConfigError if the name is taken.
+
+    weights: {name: URL or path inside the package}; info: `hashes`, `sizes`, `licence`, `top1`, `top5`, ... (see `ModelEntry`).
+    """
     if name in _models:
         raise ConfigError(f"a model named {name!r} is registered already; choose another name")
     _models[name] = ModelEntry(name, factory, summary, dict(weights or {}), info)
@@ -79,7 +120,7 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
     if weights is not None:
         from .weights import load_weights
 
-        path = _weights_path(entry, weights)
+        path = weights_path(entry, weights, include_top)
         skip = () if include_top else tuple(entry.info.get("top", ()))
         load_weights(model, path, skip=skip)
     return model.eval()
@@ -97,19 +138,24 @@ def _check_options(entry: ModelEntry, options: dict[str, Any]) -> None:
             raise ModelError(f"{entry.name} has no option {name!r}; its own options: {known}")
 
 
-def _weights_path(entry: ModelEntry, weights: str | Path) -> Path:
-    """The file for a weights name, or the path itself."""
+def weights_path(entry: ModelEntry, weights: str | Path, include_top: bool = True) -> Path:
+    """The file for a weights name, or the path itself; published files are fetched (see `fetch`).
+
+    Without the top, the published file without it is taken where there is one, unless the whole one is here already.
+    """
     if str(weights) in entry.weights:
-        source = entry.weights[str(weights)]
-        if "://" not in source:
-            return Path(__file__).parent / source
-        raise ModelError(
-            f"{entry.name}: {weights!r} weights are published at {source}; fetch that file and pass its path as weights="
-        )
+        from .fetch import fetch, local
+
+        file = entry.file(str(weights))
+        if not file.published:
+            return Path(__file__).parent / file.source
+        smaller = f"{weights}_notop"
+        if not include_top and smaller in entry.weights and local(file) is None:
+            file = entry.file(smaller)
+        return fetch(file)
     if Path(weights).suffix or Path(weights).exists():
         return Path(weights)
-    names = ", ".join(map(repr, entry.weights)) or "none"
-    raise ModelError(f"{entry.name}: no weights named {str(weights)!r}; named ones: {names}; or give a path to an HDF5 file")
+    raise entry.unknown(str(weights))
 
 
 def _load_plugins() -> None:

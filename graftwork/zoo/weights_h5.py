@@ -161,6 +161,11 @@ def by_name(tree: Node, file: str) -> dict[str, Entries]:
     return {name: _flat(groups[key]) for name, key in names.items()}
 
 
+def every(tree: Node) -> Entries:
+    """All tensors at and below a group."""
+    return tree.entries + [entry for child in tree.children.values() for entry in every(child)]
+
+
 def place(layer: LayerSpec, name: str) -> str:
     """Where below its layer's group a tensor stands: "0" is vars/0, "cell/1" cell/vars/1, and with the layers of a nested model
     "dense_3/0" is layers/dense/vars/0. What `arrange` takes apart."""
