@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ import filling  # noqa: E402 - the paths above lead to it
 
 GOLDENS = ROOT / "tests" / "zoo" / "goldens"
 CLASSES = 20
+RAW = {"efficientnet", "efficientnet_v2", "convnext", "mobilenet_v3"}  # families that normalise pixels inside the network
 FEATURES = 64  # of the pooled features, these many are kept
 # family -> name in the zoo, perhaps with a remark -> name in keras.applications, size of the pictures, options of both
 FAMILIES = {
@@ -45,6 +47,35 @@ FAMILIES = {
         "mobilenet_v2": ("MobileNetV2", (96, 96), {}),
         "mobilenet_v2 alpha=0.35, odd sizes": ("MobileNetV2", (65, 77), {"alpha": 0.35}),
         "mobilenet_v2 alpha=1.4": ("MobileNetV2", (64, 64), {"alpha": 1.4}),
+    },
+    "efficientnet": {
+        "efficientnet_b0": ("EfficientNetB0", (64, 64), {}),
+        "efficientnet_b0 odd sizes": ("EfficientNetB0", (65, 77), {}),
+        "efficientnet_b1": ("EfficientNetB1", (64, 64), {}),
+        "efficientnet_b2": ("EfficientNetB2", (64, 64), {}),
+        "efficientnet_b3": ("EfficientNetB3", (64, 64), {}),
+        "efficientnet_b4": ("EfficientNetB4", (64, 64), {}),
+        "efficientnet_b5": ("EfficientNetB5", (64, 64), {}),
+        "efficientnet_b6": ("EfficientNetB6", (64, 64), {}),
+        "efficientnet_b7": ("EfficientNetB7", (64, 64), {}),
+    },
+    "efficientnet_v2": {
+        "efficientnet_v2_b0": ("EfficientNetV2B0", (64, 64), {}),
+        "efficientnet_v2_b0 without preprocessing": ("EfficientNetV2B0", (65, 77), {"include_preprocessing": False}),
+        "efficientnet_v2_b1": ("EfficientNetV2B1", (64, 64), {}),
+        "efficientnet_v2_b2": ("EfficientNetV2B2", (64, 64), {}),
+        "efficientnet_v2_b3": ("EfficientNetV2B3", (64, 64), {}),
+        "efficientnet_v2_s": ("EfficientNetV2S", (64, 64), {}),
+        "efficientnet_v2_m": ("EfficientNetV2M", (64, 64), {}),
+        "efficientnet_v2_l": ("EfficientNetV2L", (64, 64), {}),
+    },
+    "convnext": {
+        "convnext_tiny": ("ConvNeXtTiny", (64, 64), {}),
+        "convnext_tiny without preprocessing": ("ConvNeXtTiny", (65, 77), {"include_preprocessing": False}),
+        "convnext_small": ("ConvNeXtSmall", (64, 64), {}),
+        "convnext_base": ("ConvNeXtBase", (64, 64), {}),
+        "convnext_large": ("ConvNeXtLarge", (64, 64), {}),
+        "convnext_xlarge": ("ConvNeXtXLarge", (64, 64), {}),
     },
     "inception_v3": {"inception_v3": ("InceptionV3", (96, 107), {})},
     "inception_resnet_v2": {"inception_resnet_v2": ("InceptionResNetV2", (96, 107), {})},
@@ -75,7 +106,11 @@ FAMILIES = {
     },
 }
 MODELS = {name: golden for family in FAMILIES.values() for name, golden in family.items()}
-LARGE = {"inception_resnet_v2", "nasnet_large"}  # tested by `make parity` only
+# Tested by `make parity` only
+LARGE: set[str] = {
+    "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_m", "efficientnet_v2_l",
+    "convnext_small", "convnext_base", "convnext_large", "convnext_xlarge", "inception_resnet_v2", "nasnet_large",
+}  # fmt: skip
 
 
 def build(name: str):
@@ -95,12 +130,17 @@ def build(name: str):
 
 def tensor_name(variable) -> str:
     """Keras 3 calls a depthwise kernel "kernel"; its files and Keras 2 say which it is."""
-    return "depthwise_kernel" if "depthwise" in variable.path and variable.name == "kernel" else variable.name
+    # ConvNeXt's "depthwise_conv" is a grouped convolution, whose kernel has one input channel
+    depthwise = re.search("depthwise|dwconv", variable.path) and variable.name == "kernel" and variable.shape[2] > 1
+    return "depthwise_kernel" if depthwise else variable.name
 
 
-def takes_pixels(model) -> bool:
-    """Whether a network takes pixels of 0 to 255 and brings them to its own range."""
-    return any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
+def pictures(name: str) -> np.ndarray:
+    """Two inputs of the network: pixels where the network normalises them itself, or preprocessed pictures."""
+    family = next(family for family, models in FAMILIES.items() if name in models)
+    _, size, options = MODELS[name]
+    raw = family in RAW and options.get("include_preprocessing", True)
+    return filling.pixels(*size) if raw else filling.pictures(*size)
 
 
 def features(model, x: np.ndarray) -> np.ndarray:
@@ -136,7 +176,7 @@ def write(family: str) -> None:
     arrays, facts = {}, {}
     for name, (kind, size, options) in FAMILIES[family].items():
         model = build(name)
-        x = filling.pictures(*size, pixels=takes_pixels(model))
+        x = pictures(name)
         logits, pooled = np.asarray(model(x, training=False)), features(model, x)
         apart = np.abs(logits[0] - logits[1]).max() / np.abs(logits).max()
         print(f"{name}: {model.count_params():,} parameters, largest logit {np.abs(logits).max():.3g}, {apart:.2f} apart")
@@ -161,8 +201,7 @@ def check(family: str) -> None:
     from graftwork import zoo
 
     for name, (_, size, options) in FAMILIES[family].items():
-        theirs = build(name)
-        x = filling.pictures(*size, pixels=takes_pixels(theirs))
+        theirs, x = build(name), pictures(name)
         expected = np.asarray(theirs(x, training=False))
         with tempfile.TemporaryDirectory() as folder:
             file, back = f"{folder}/keras.h5", f"{folder}/back.h5"

@@ -9,9 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from ..nn import Conv2d, LayerNorm, Linear, Module, Parameter, Tensor, tensor
+from ..nn import Conv2d, LayerNorm, Linear, Module, Parameter, Tensor, init, tensor
 from ..nn import functional as F
-from ..nn import init
 from .base import ImageModel, drop_path, pool
 from .images import IMAGENET_DEVIATION, IMAGENET_MEAN
 from .registry import register
@@ -24,7 +23,7 @@ norm = partial(LayerNorm, epsilon=EPSILON)
 
 
 class Stem(Module):
-    """A convolution of 4x4 patches, then layer normalisation: one layer in Keras's files, and so one module with all tensors."""
+    """A convolution of 4x4 patches, then layer normalisation; one layer in Keras's files, so one module here."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -113,8 +112,11 @@ class ConvNeXt(ImageModel):
         if include_top:
             self.head_dense = Linear(widths[-1], classes)
         self.layer_names = {path: f"convnext_{variant}_{path.replace('.', '_')}" for path, _ in self.named_modules()}
-        if not include_top:  # Keras numbers the last normalisation then, and the weights are those of the head
-            self.former_names = ((f"^{self.layer_names['head_layernorm']}$", "layer_normalization"),)
+        head = self.layer_names["head_layernorm"]
+        if include_top:  # without a top, Keras numbers the last normalisation; the weights are those of the head
+            self.former_names = ((r"^layer_normalization(_\d+)?$", head),)
+        else:
+            self.former_names = ((f"^{head}$", "layer_normalization"),)
             self.layer_names["head_layernorm"] = "layer_normalization"
 
     def _add(self, name: str, module: Module) -> None:
@@ -142,7 +144,7 @@ def _register(variant: str, parameters: int, sha256: tuple[str, str], top1: floa
     register(
         name,
         partial(ConvNeXt, variant),
-        f"ConvNeXt-{variant.capitalize()}, 224x224: 7x7 depthwise convolutions, layer normalisation, dense layers over channels",
+        f"ConvNeXt-{variant.capitalize()}, 224x224: 7x7 depthwise convolutions and dense layers over channels",
         {"imagenet": f"{file}.h5", "imagenet_notop": f"{file}_notop.h5"},
         sha256={"imagenet": sha256[0], "imagenet_notop": sha256[1]}, top=(f"{name}_head_dense",), licence="Apache-2.0 (Keras "
         "conversion), MIT (original)", input_shape=(224, 224, 3), parameters=parameters, top1=top1,

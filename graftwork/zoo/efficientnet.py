@@ -51,8 +51,7 @@ class Normalization(Module):
         """The root to divide by once more: of the deviations in a published file, 1 for any other."""
         published = tensor(IMAGENET_DEVIATION, dtype=deviation.dtype, device=deviation.device)
         differs = F.max(F.abs(self.variance - published)) > 1e-3  # more than float16 rounds; a true variance is 0.05
-        return F.where(differs, F.broadcast_to(tensor(np.ones(1), dtype=deviation.dtype, device=deviation.device), deviation.shape),
-                       deviation)  # fmt: skip
+        return F.where(differs, deviation * 0 + 1, deviation)
 
 
 class Block(Module):
@@ -137,8 +136,8 @@ def divisible(width: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * width else rounded
 
 
-def _register(number: int, scale: tuple[float, float, float], side: int, parameters: int, md5: tuple[str, str],
-              top1: float, top5: float) -> None:  # fmt: skip
+def _register(number: int, scale: tuple[float, float, float], side: int, parameters: int, top1: float, top5: float,
+              md5: tuple[str, str]) -> None:  # fmt: skip
     file = f"https://storage.googleapis.com/keras-applications/efficientnetb{number}"
     register(
         f"efficientnet_b{number}",
@@ -150,12 +149,20 @@ def _register(number: int, scale: tuple[float, float, float], side: int, paramet
     )  # fmt: skip
 
 
-# width, depth, dropout; side of the pictures; parameters; md5 with and without top; accuracies as keras.io lists them
-_register(0, (1.0, 1.0, 0.2), 224, 5_330_571, ("902e53a9f72be733fc0bcb005b3ebbac", "50bc09e76180e00e4465e1a485ddc09d"), 77.1, 93.3)
-_register(1, (1.0, 1.1, 0.2), 240, 7_856_239, ("1d254153d4ab51201f1646940f018540", "74c4e6b3e1f6a1eea24c589628592432"), 79.1, 94.4)
-_register(2, (1.1, 1.2, 0.3), 260, 9_177_569, ("b15cce36ff4dcbd00b6dd88e7857a6ad", "111f8e2ac8aa800a7a99e3239f7bfb39"), 80.1, 94.9)
-_register(3, (1.2, 1.4, 0.3), 300, 12_320_535, ("ffd1fdc53d0ce67064dc6a9c7960ede0", "af6d107764bb5b1abb91932881670226"), 81.6, 95.7)
-_register(4, (1.4, 1.8, 0.4), 380, 19_466_823, ("18c95ad55216b8f92d7e70b3a046e2fc", "ebc24e6d6c33eaebbd558eafbeedf1ba"), 82.9, 96.4)
-_register(5, (1.6, 2.2, 0.4), 456, 30_562_527, ("ace28f2a6363774853a83a0b21b9421a", "38879255a25d3c92d5e44e04ae6cec6f"), 83.6, 96.7)
-_register(6, (1.8, 2.6, 0.5), 528, 43_265_143, ("165f6e37dce68623721b423839de8be5", "9ecce42647a20130c1f39a5d4cb75743"), 84.0, 96.8)
-_register(7, (2.0, 3.1, 0.5), 600, 66_658_687, ("8c03f828fec3ef71311cd463b6759d99", "cbcfe4450ddf6f3ad90b1b398090fe4a"), 84.3, 97.0)
+# width, depth, dropout; side of the pictures; parameters; accuracies as keras.io lists them; md5 with and without top
+_register(0, (1.0, 1.0, 0.2), 224, 5_330_571, 77.1, 93.3,
+          ("902e53a9f72be733fc0bcb005b3ebbac", "50bc09e76180e00e4465e1a485ddc09d"))  # fmt: skip
+_register(1, (1.0, 1.1, 0.2), 240, 7_856_239, 79.1, 94.4,
+          ("1d254153d4ab51201f1646940f018540", "74c4e6b3e1f6a1eea24c589628592432"))  # fmt: skip
+_register(2, (1.1, 1.2, 0.3), 260, 9_177_569, 80.1, 94.9,
+          ("b15cce36ff4dcbd00b6dd88e7857a6ad", "111f8e2ac8aa800a7a99e3239f7bfb39"))  # fmt: skip
+_register(3, (1.2, 1.4, 0.3), 300, 12_320_535, 81.6, 95.7,
+          ("ffd1fdc53d0ce67064dc6a9c7960ede0", "af6d107764bb5b1abb91932881670226"))  # fmt: skip
+_register(4, (1.4, 1.8, 0.4), 380, 19_466_823, 82.9, 96.4,
+          ("18c95ad55216b8f92d7e70b3a046e2fc", "ebc24e6d6c33eaebbd558eafbeedf1ba"))  # fmt: skip
+_register(5, (1.6, 2.2, 0.4), 456, 30_562_527, 83.6, 96.7,
+          ("ace28f2a6363774853a83a0b21b9421a", "38879255a25d3c92d5e44e04ae6cec6f"))  # fmt: skip
+_register(6, (1.8, 2.6, 0.5), 528, 43_265_143, 84.0, 96.8,
+          ("165f6e37dce68623721b423839de8be5", "9ecce42647a20130c1f39a5d4cb75743"))  # fmt: skip
+_register(7, (2.0, 3.1, 0.5), 600, 66_658_687, 84.3, 97.0,
+          ("8c03f828fec3ef71311cd463b6759d99", "cbcfe4450ddf6f3ad90b1b398090fe4a"))  # fmt: skip

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import numpy as np
-
 from ..nn import BatchNorm, Conv2d, DepthwiseConv2d, Linear, Module, Tensor, tensor
 from ..nn import functional as F
 from .base import ImageModel, drop_path
@@ -139,8 +137,8 @@ def divisible(width: float, divisor: int = 8) -> int:
     return max(divisor, int(width + divisor / 2) // divisor * divisor)
 
 
-def _register(name: str, scale: tuple[float, float], side: int, parameters: int, md5: tuple[str, str],
-              top1: float, top5: float) -> None:  # fmt: skip
+def _register(name: str, scale: tuple[float, float], side: int, parameters: int, top1: float, top5: float,
+              md5: tuple[str, str]) -> None:  # fmt: skip
     file = f"https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2/efficientnetv2-{name}"
     register(
         f"efficientnet_v2_{name}",
@@ -152,11 +150,18 @@ def _register(name: str, scale: tuple[float, float], side: int, parameters: int,
     )  # fmt: skip
 
 
-# width, depth; side of the pictures; parameters; md5 with and without top; accuracies as keras.io lists them
-_register("b0", (1.0, 1.0), 224, 7_200_312, ("21ecbf6da12460d5c40bb2f29ceb2188", "893217f2bb855e2983157299931e43ff"), 78.7, 94.3)
-_register("b1", (1.0, 1.1), 240, 8_212_124, ("069f0534ff22adf035c89e2d9547a9dc", "0e80663031ca32d657f9caa404b6ec37"), 79.8, 95.0)
-_register("b2", (1.1, 1.2), 260, 10_178_374, ("424e49f28180edbde1e94797771950a7", "1dfe2e7a5d45b6632553a8961ea609eb"), 80.5, 95.1)
-_register("b3", (1.2, 1.4), 300, 14_486_374, ("1f1fc43bd98a6e4fd8fdfd551e02c7a0", "f6abf7b5849ac99a89b50dd3fd532856"), 82.0, 95.8)
-_register("s", (1.0, 1.0), 384, 21_612_360, ("e1d88a8495beba45748fedd0cecbe016", "af0682fb74e8c54910f2d4393339c070"), 83.9, 96.7)
-_register("m", (1.0, 1.0), 480, 54_431_388, ("a3bf6aa3276309f4fc6a34aa114c95cd", "1b8dc055df72dde80d614482840fe342"), 85.3, 97.4)
-_register("l", (1.0, 1.0), 480, 119_027_848, ("27e6d408b53c7ebc868fefa357689935", "b0b66b5c863aef5b46e8608fe1711615"), 85.7, 97.5)
+# width, depth; side of the pictures; parameters; accuracies as keras.io lists them; md5 with and without top
+_register("b0", (1.0, 1.0), 224, 7_200_312, 78.7, 94.3,
+          ("21ecbf6da12460d5c40bb2f29ceb2188", "893217f2bb855e2983157299931e43ff"))  # fmt: skip
+_register("b1", (1.0, 1.1), 240, 8_212_124, 79.8, 95.0,
+          ("069f0534ff22adf035c89e2d9547a9dc", "0e80663031ca32d657f9caa404b6ec37"))  # fmt: skip
+_register("b2", (1.1, 1.2), 260, 10_178_374, 80.5, 95.1,
+          ("424e49f28180edbde1e94797771950a7", "1dfe2e7a5d45b6632553a8961ea609eb"))  # fmt: skip
+_register("b3", (1.2, 1.4), 300, 14_486_374, 82.0, 95.8,
+          ("1f1fc43bd98a6e4fd8fdfd551e02c7a0", "f6abf7b5849ac99a89b50dd3fd532856"))  # fmt: skip
+_register("s", (1.0, 1.0), 384, 21_612_360, 83.9, 96.7,
+          ("e1d88a8495beba45748fedd0cecbe016", "af0682fb74e8c54910f2d4393339c070"))  # fmt: skip
+_register("m", (1.0, 1.0), 480, 54_431_388, 85.3, 97.4,
+          ("a3bf6aa3276309f4fc6a34aa114c95cd", "1b8dc055df72dde80d614482840fe342"))  # fmt: skip
+_register("l", (1.0, 1.0), 480, 119_027_848, 85.7, 97.5,
+          ("27e6d408b53c7ebc868fefa357689935", "b0b66b5c863aef5b46e8608fe1711615"))  # fmt: skip

@@ -6,6 +6,7 @@ Plain NumPy, since `scripts/keras_goldens.py` uses it in a process with Keras an
 from __future__ import annotations
 
 import math
+import re
 import zlib
 
 import numpy as np
@@ -30,6 +31,22 @@ def values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
     Kernels keep the size of a rectified signal (He et al. 2015), gammas below 1 keep sums over many blocks small, variances are
     positive, and shifts are small beside the signal.
     """
+    return np.float32(_gain(layer, tensor)) * _values(layer, tensor, shape)
+
+
+def _gain(layer: str, tensor: str) -> float:
+    """EfficientNets halve a signal at every gate and at small values of silu, and sum over many blocks: without these factors
+    nothing of the picture arrives, or its size explodes."""
+    if tensor == "depthwise_kernel" and re.fullmatch(r"block\d+a_dwconv2?", layer):
+        return 4.0
+    if tensor == "gamma" and layer == "stem_bn":
+        return 2.0
+    if tensor == "gamma" and re.fullmatch(r"block\d+[b-z]_project_bn", layer):
+        return 0.5
+    return 1.0
+
+
+def _values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
     u = noise(f"{layer}/{tensor}", shape)
     if tensor == "depthwise_kernel":
         return u * np.float32(math.sqrt(6 / math.prod(shape[:2])))
