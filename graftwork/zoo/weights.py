@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import ConfigError, WeightsError
 from ..nn import Module
 from ..nn.modules.module import fill
+from .grey import for_one_channel
 from .hdf5 import LazyLayers, StoredArray, read_layers, read_lazy
 from .layer_order import inner_specs, kind, layer_specs
 from .matching import Slot, compare, listing, own_slots, recounted, renamed
@@ -81,12 +82,13 @@ def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Seq
     layers = layer_slots(model)
     slots = _without(layers, skip)
     expected = {name: [(s.name, s.shape) for s in own] for name, own in slots.items()}
-    found = _today(model, layers, _read(model, path))
+    found = for_one_channel(model, _today(model, layers, _read(model, path)))
     result = compare(expected, _without(found, skip))
     if strict and result.rows:
         raise WeightsError(
             f"{path} does not fit {type(model).__name__}; nothing was loaded:\n{listing(result.rows)}\n"
-            'To load what fits, say so: strict=False, or skip=("layer", ...) for layers to leave out.'
+            'To load what fits, say so: strict=False, or skip=("layer", ...) for layers to leave out. '
+            "A new classifier on a trained trunk: zoo.create(..., new_head=True)."
         )
     packed = {id(values): values.read() for _, _, values in result.matched if values.packed}  # damage shows before any change
     for layer, position, values in result.matched:
