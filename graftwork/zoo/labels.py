@@ -52,7 +52,7 @@ def decode_predictions(probabilities: Any, top: int = 5,
 def _names(labels: Sequence[str] | str | Path | None, classes: int) -> list[tuple[str, str]]:
     """(id, label) of each class."""
     if labels is None and classes != 1000:
-        raise DataError(f"decode_predictions: {classes} classes, not ImageNet's 1000; give their names as labels=[...]")
+        raise DataError(f"decode_predictions: {classes} classes, not ImageNet's 1000; give their names in labels=")
     if labels is None or isinstance(labels, (str, Path)):
         path = fetch(IMAGENET) if labels is None else Path(labels)
         names = _read(path)

@@ -205,7 +205,7 @@ def test_grey_pictures_in_a_network_for_colours(name, tmp_path, rng):
 
 
 def test_networks_whose_kernels_cannot_be_summed(tmp_path):
-    for name in ("efficientnet_b0", "convnext_tiny", "efficientnet_v2_b0", "densenet121"):
+    for name in ("efficientnet_b0", "densenet121"):
         path = tmp_path / f"{name}.h5"
         zoo.save_weights(zoo.create(name, input_shape=(32, 32, 3), include_top=False), path)
         with pytest.raises(errors.ModelError, match="leave input_shape at three channels"):
