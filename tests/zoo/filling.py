@@ -48,3 +48,17 @@ def pictures(height: int, width: int) -> np.ndarray:
     x[0] += np.array([1, -1, 0.5], np.float32)
     x[1] = x[1] * np.linspace(0, 1, width, dtype=np.float32)[:, None] - np.array([1, -0.5, -1], np.float32)
     return x
+
+
+def layer_value(case: str, layer: str, position: int, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of one layer by its position among the layer's tensors; variances are positive, counts are 1."""
+    u = noise(f"{case}/{layer}/{position}", shape)
+    if "variance" in tensor:
+        return np.float32(1.0) + np.float32(0.5) * u
+    return np.ones(shape, np.float32) if tensor.endswith("count") else np.float32(0.7) * u
+
+
+def layer_input(case: str, position: int, shape: tuple[int, ...], integers: int = 0) -> np.ndarray:
+    """An input in [-1, 1), or whole numbers below `integers` as float32."""
+    u = noise(f"{case}/input/{position}", shape)
+    return np.floor((u + 1) / 2 * integers).astype(np.float32) if integers else u
