@@ -164,6 +164,12 @@ class Compiled:
         return entry
 
 
+def trace(target: Callable, *args: Any) -> Graph:
+    """The graph of a call as it is captured, before any pass: a node an op, states for weights. Nothing is computed."""
+    return capture(target, type(target).__name__, lambda trace: _stand_ins(trace, target, args, {}), Reach(target),
+                   _flatten_output).graph  # fmt: skip
+
+
 def executable(graph: Graph) -> Executable:
     """The graph, optimised and planned. (Numba loads with the first one, not with `import graftwork`.)"""
     from .lower import Executable

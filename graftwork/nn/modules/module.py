@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -209,6 +209,16 @@ def assign(target: Tensor, value) -> None:
     source = tensor(np.asarray(value, target.dtype), device=target.device).data
     target.data[...] = source
     mark_written(target)
+
+
+def fill(target: Tensor, shape: tuple[int, ...], read: Callable[[np.ndarray | None], np.ndarray]) -> None:
+    """Let `read(out)` write values of this shape into a tensor that others hold, without a copy where its memory allows."""
+    data = target.data
+    if mode.trace is None and isinstance(data, np.ndarray) and data.flags.c_contiguous and data.flags.writeable:
+        read(data.reshape(shape))
+        mark_written(target)
+    else:
+        assign(target, read(None).reshape(target.shape))
 
 
 class Sequential(Module):
