@@ -1,7 +1,7 @@
 """The model zoo: networks one can read, weights from HDF5, pictures in."""
 
 from . import glyphnet, images, mobilenet_v2, resnet, resnet_cifar, squeezenet, vgg
-from .keras import load_keras
+from .keras import load_keras, register_keras_layer, save_keras
 from .registry import ModelEntry, create, find, list_models, register
 from .weights import load_weights, save_weights
 

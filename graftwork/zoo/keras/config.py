@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import ModelError
 from ...nn import Module, Tensor
+from ..weights_h5 import LayerSpec
 
 Shape = tuple[int | None, ...]
 Mask = Tensor | None
@@ -24,11 +25,11 @@ _REQUIRED = object()
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of a layer: its name and shape in files, where .weights.h5 keeps it below the layer, whether it trains."""
+    """One tensor of a layer: its name and shape in files, its place in .weights.h5 ("0", "cell/1"), whether it trains."""
 
     name: str
     shape: tuple[int, ...]
-    path: str
+    place: str
     trainable: bool = True
 
 
@@ -39,7 +40,7 @@ class Built:
     make: called once the file is known to hold tensors of just these shapes; nothing is allocated before. outputs: shapes of
     the output tensors. weights: in the order of the module's own slots, sub-modules after them. activation: what follows the
     module. masks: from inputs and their masks to the output's mask; without it a mask ends here. takes_mask: the module wants
-    `masks=` (one entry an input, None where there is none).
+    `masks=` (one entry an input, None where there is none). inner: the layers of a model within, or the one that is wrapped.
     """
 
     make: Callable[[], Module]
@@ -49,6 +50,7 @@ class Built:
     masks: Callable[[Sequence[Tensor], Sequence[Mask]], Mask] | None = None
     makes_mask: bool = False
     takes_mask: bool = False
+    inner: tuple[LayerSpec, ...] = ()
 
     @property
     def output(self) -> Shape:
@@ -71,14 +73,14 @@ def same_mask(inputs: Sequence[Tensor], masks: Sequence[Mask]) -> Mask:
     return masks[0]
 
 
-def variables(*named: tuple[str, tuple[int, ...]], path: str = "vars", frozen: Sequence[str] = ()) -> tuple[Weight, ...]:
+def variables(*named: tuple[str, tuple[int, ...]], frozen: Sequence[str] = ()) -> tuple[Weight, ...]:
     """A layer's own tensors; `frozen` names those that no training changes."""
-    return tuple(Weight(n, tuple(shape), f"{path}/{i}", n not in frozen) for i, (n, shape) in enumerate(named))
+    return tuple(Weight(n, tuple(shape), str(i), n not in frozen) for i, (n, shape) in enumerate(named))
 
 
 def below(prefix: str, weights: Sequence[Weight], name: str = "") -> tuple[Weight, ...]:
     """A sub-layer's tensors as part of the layer around it."""
-    return tuple(Weight(f"{name or prefix}/{w.name}", w.shape, f"{prefix}/{w.path}", w.trainable) for w in weights)
+    return tuple(Weight(f"{name or prefix}/{w.name}", w.shape, f"{prefix}/{w.place}", w.trainable) for w in weights)
 
 
 class Function(Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from ...nn import Module, Tensor
 from ...nn.modules.module import assign
 from .. import registry
 from ..matching import Slot, compare, listing
+from ..weights_h5 import LayerSpec
 from . import attention, convolution, core, merging, normalization, pooling, preprocessing  # noqa: F401 - they fill the table
 from .config import LARGEST, Built, Function, LayerConfig, Mask, Shape, Weight, below
 from .graph import MODELS, Graph, Key, Layer, Node, Ref, check_layers, order_calls, parse_graph
 from .operations import OPERATIONS
-from .recurrent import snake_case
 from .table import all_slots, build, layer
 
 
@@ -40,17 +40,10 @@ class Plan:
     def outputs(self) -> tuple[Shape, ...]:
         return tuple(self.built[name, call].outputs[i] for name, call, i in self.graph.outputs)
 
-    def folders(self) -> dict[str, str]:
-        """Where .weights.h5 keeps each layer: by class, counted in the model's order."""
-        counts: dict[str, int] = {}
-        found = {}
-        for name, x in self.graph.layers.items():
-            if x.kind in OPERATIONS:
-                continue
-            kind = snake_case(x.kind.rpartition(">")[2])
-            count = counts[kind] = counts.get(kind, -1) + 1
-            found[name] = f"layers/{kind}_{count}" if count else f"layers/{kind}"
-        return found
+    def specs(self) -> tuple[LayerSpec, ...]:
+        """The layers as .weights.h5 files count them: all but operations, which are no layers."""
+        layers = [x for x in self.graph.layers.values() if x.kind not in (*OPERATIONS, "InputLayer")]
+        return tuple(LayerSpec(x.name, x.kind.rpartition(">")[2], self.built[x.name, 0].inner) for x in layers)
 
 
 @dataclass(frozen=True)
@@ -247,10 +240,8 @@ def _frozen(built: Built, x: Layer) -> Built:
     """A layer that does not train has no trainable tensors, which changes their order in files."""
     if x.config.get("trainable") is not False:
         return built
-    weights = tuple(Weight(w.name, w.shape, w.path, False) for w in built.weights)
-    return Built(
-        built.make, built.outputs, weights, built.activation, built.masks, built.makes_mask, built.takes_mask
-    )
+    weights = tuple(replace(w, trainable=False) for w in built.weights)
+    return replace(built, weights=weights)
 
 
 def _input_shape(x: Layer, given: Shape | None) -> Shape:
@@ -283,10 +274,8 @@ def nested(c: LayerConfig, shapes: list[Shape]) -> Built:
         raise error if "layer " in str(error)[:6] else c.error(str(error)) from error
     if any(plan.masked[name, call] for name, call, i in graph.outputs if i == 0):
         raise c.error("its output comes with a mask, which is not supported for a model within the model")
-    folders, weights = plan.folders(), []
-    for name, own in plan.weights().items():
-        weights += below(folders[name], own, name) if own else ()
-    return Built(lambda: KerasModel(plan), plan.outputs(), tuple(weights))
+    weights = [w for name, own in plan.weights().items() for w in below(name, own)]
+    return Built(lambda: KerasModel(plan), plan.outputs(), tuple(weights), inner=plan.specs())
 
 
 def _deeper(c: LayerConfig) -> int:
@@ -321,7 +310,11 @@ def build_keras(config: dict[str, Any], layers: dict[str, Any], source: str | Pa
 
     version: the Keras that wrote it; "hard_sigmoid" changed its meaning in Keras 3.
     """
-    plan = plan_keras(config, version)
+    return fill(plan_keras(config, version), layers, source, config, version)
+
+
+def fill(plan: Plan, layers: dict[str, Any], source: str | Path, config: dict[str, Any], version: str | None) -> KerasModel:
+    """The model of a plan with the tensors of a file, which are in the order of legacy files. WeightsError if they do not fit."""
     weights = plan.weights()
     expected = {name: [(own[i].name, own[i].shape) for i in legacy(own)] for name, own in weights.items()}
     result = compare(expected, layers)
@@ -330,7 +323,11 @@ def build_keras(config: dict[str, Any], layers: dict[str, Any], source: str | Pa
     tensors: dict[str, list[Any]] = {name: [None] * len(own) for name, own in weights.items()}
     for name, position, values in result.matched:
         tensors[name][legacy(weights[name])[position]] = values
-    return finish(plan, tensors, config, version)
+    model = KerasModel(plan)
+    _assign(model, tensors)
+    model.config, model.version = config, version
+    model.eval()
+    return model
 
 
 def legacy(weights: Sequence[Weight]) -> list[int]:
@@ -338,9 +335,8 @@ def legacy(weights: Sequence[Weight]) -> list[int]:
     return sorted(range(len(weights)), key=lambda i: not weights[i].trainable)
 
 
-def finish(plan: Plan, tensors: dict[str, list[np.ndarray]], config: dict[str, Any], version: str | None) -> KerasModel:
-    """The model with its values, which are known to fit."""
-    model = KerasModel(plan)
+def _assign(model: KerasModel, tensors: dict[str, list[np.ndarray]]) -> None:
+    """Values that are known to fit, into the model's tensors."""
     for attribute, name in model.layer_names.items():
         slots = all_slots(model._modules[attribute])
         if len(slots) != len(tensors[name]):
@@ -352,9 +348,6 @@ def finish(plan: Plan, tensors: dict[str, list[np.ndarray]], config: dict[str, A
                 raise
             except (TypeError, ValueError) as error:
                 raise WeightsError(f"layer {name!r:.200}: {slot.name} cannot take the file's values ({error})") from error
-    model.config, model.version = config, version
-    model.eval()
-    return model
 
 
 def _major(version: str | None) -> int:

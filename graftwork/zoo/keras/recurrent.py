@@ -6,7 +6,6 @@ are one matrix product before the loop. Gates stand in Keras's order: i, f, c, o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from ...errors import ShapeError
 from ...nn import Module, Parameter, Tensor, init, tensor
 from ...nn import functional as F
+from ..weights_h5 import LayerSpec, counted
 from .activations import activation_of
 from .config import Built, LayerConfig, Mask, Shape, Weight, below, known, one, one_input, same_mask, variables
 from .merging import MERGES
@@ -194,24 +194,15 @@ def _any_cell(c: LayerConfig, features: int) -> tuple[Any, tuple[Weight, ...], t
     entries = c.get("cells")
     if not isinstance(entries, list) or not entries:
         raise c.error("has no list of cells")
-    makers, weights, sizes, names = [], [], [], {}
-    for entry in entries:
-        inner = c.inner(entry, "cell")
+    makers, weights, sizes = [], [], []
+    inners = [c.inner(entry, "cell") for entry in entries]
+    for inner, name in zip(inners, counted([inner.kind for inner in inners]), strict=True):
         make, own, states = _any_cell(inner, features)
-        count = names[inner.kind] = names.get(inner.kind, -1) + 1
-        name = snake_case(inner.kind) + (f"_{count}" if count else "")
         weights += below(f"cells/{name}", own)
         makers.append(make)
         sizes += states
         features = inner.integer("units") if "units" in inner.values else states[0]
     return lambda: StackedCells([make() for make in makers]), tuple(weights), tuple(sizes)
-
-
-def snake_case(name: str) -> str:
-    """Keras's names of classes in files: "LSTMCell" is "lstm_cell", "Conv2DTranspose" is "conv2d_transpose"."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _recurrent(c: LayerConfig, shapes: list[Shape], make: Any, weights: tuple[Weight, ...], sizes: tuple[int, ...],
@@ -348,4 +339,5 @@ def time_distributed(c: LayerConfig, shapes: list[Shape]) -> Built:
     output = (shape[0], shape[1], *inner.output[1:])
     if any(c.masked) and inner.takes_mask:
         raise c.error("a mask over steps around a layer that takes masks itself is not supported")
-    return one(partial(TimeDistributed, inner), output, below("layer", inner.weights), masks=same_mask)
+    spec = LayerSpec("layer", c.get("layer")["class_name"], inner.inner)
+    return one(partial(TimeDistributed, inner), output, below("layer", inner.weights), masks=same_mask, inner=(spec,))

@@ -87,9 +87,7 @@ def _from_class(kind: Any) -> Builder:
             raise c.error(f"{kind.__name__}(**settings) does not take its settings {sorted(settings)}: {error}") from error
         if not isinstance(module, Module):
             raise c.error(f"{kind.__name__} is registered for it and makes a {type(module).__name__}, expected an nn.Module")
-        weights = [
-            Weight(slot.name, tuple(slot.shape), f"vars/{i}") for i, slot in enumerate(all_slots(module))
-        ]
+        weights = [Weight(slot.name, tuple(slot.shape), str(i)) for i, slot in enumerate(all_slots(module))]
         rule = getattr(module, "output_shape", None)
         output = tuple(rule(*shapes)) if callable(rule) else shapes[0] if shapes else ()
         return Built(lambda: module, (output,), tuple(weights), masks=same_mask)
