@@ -89,9 +89,10 @@ def shapes():
 
 def activations():
     for name in (
-        "relu relu6 leaky_relu elu selu gelu silu hard_silu sigmoid hard_sigmoid tanh softplus softmax log_softmax exponential "
-        "softsign mish celu squareplus sparse_plus sparse_sigmoid hard_tanh tanh_shrink soft_shrink hard_shrink log_sigmoid glu"
-    ).split():
+        "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "hard_silu", "sigmoid", "hard_sigmoid", "tanh", "softplus",
+        "softmax", "log_softmax", "exponential", "softsign", "mish", "celu", "squareplus", "sparse_plus", "sparse_sigmoid",
+        "hard_tanh", "tanh_shrink", "soft_shrink", "hard_shrink", "log_sigmoid", "glu",
+    ):  # fmt: skip
         case(f"activation {name}", ROW, K.Activation(name))
     case("relu layer", ROW, K.ReLU(max_value=0.5, negative_slope=0.1, threshold=0.2))
     case("leaky", ROW, K.LeakyReLU(negative_slope=0.3))
@@ -175,7 +176,7 @@ def masks():
 
 def attentions():
     case("heads", [SERIES], lambda x: K.MultiHeadAttention(2, 3)(x, x))
-    case("heads cross", [SERIES, (5, 3)], lambda x, y: K.MultiHeadAttention(2, 3, value_dim=5, output_shape=6)(x, y))
+    case("heads cross", [SERIES, (5, 3)], lambda x, y: K.MultiHeadAttention(2, 3, value_dim=5, output_shape=6, dropout=0.1)(x, y))
     case("heads key", [SERIES, (5, 3), (5, 2)], lambda x, y, z: K.MultiHeadAttention(2, 3, use_bias=False)(x, y, key=z))
     case("heads causal", SERIES, lambda x: K.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True))
     case("heads scores", SERIES, lambda x: K.MultiHeadAttention(1, 3)(x, x, return_attention_scores=True))
@@ -311,18 +312,19 @@ def check():
                 theirs, back = f"{folder}/theirs.{suffix}", f"{folder}/ours.{suffix}"
                 try:
                     model.save(theirs)
-                except Exception as error:  # noqa: BLE001 - Keras's own limits are reported, not ours to judge
+                except Exception as error:  # Keras's own limits are reported, not ours to judge
                     print(f"{name}: Keras cannot save .{suffix}: {error!s:.100}", flush=True)
                     continue
                 ours = zoo.load_keras(theirs)
-                worst[f"{suffix} read"] = max(worst.get(f"{suffix} read", 0), difference(run(ours, inputs), expected, name, suffix))
+                key = f"{suffix} read"
+                worst[key] = max(worst.get(key, 0), difference(run(ours, inputs), expected, name, suffix))
                 zoo.save_keras(ours, back)
                 try:
                     again = keras.models.load_model(back)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:
                     try:
                         keras.models.load_model(theirs)
-                    except Exception:  # noqa: BLE001
+                    except Exception:
                         print(f"{name}: Keras cannot load its own .{suffix}", flush=True)
                         continue
                     raise SystemExit(f"{name}: Keras loads its own .{suffix} and not ours: {error}") from error

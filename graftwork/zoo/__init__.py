@@ -7,5 +7,5 @@ from .weights import load_weights, save_weights
 
 __all__ = [
     "ModelEntry", "create", "find", "glyphnet", "images", "list_models", "load_keras", "load_weights", "mobilenet_v2",
-    "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
+    "register", "register_keras_layer", "resnet", "resnet_cifar", "save_keras", "save_weights", "squeezenet", "vgg",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 import graftwork as gw
 from graftwork.errors import ModelError, ShapeError, WeightsError
-from graftwork.zoo import hdf5, writing
+from graftwork.zoo import writing
 from graftwork.zoo.keras import build_keras, load_keras
 from graftwork.zoo.weights import load_weights, save_weights
 

@@ -90,7 +90,8 @@ class MultiHeadAttention(Module):
 
 def _repeat_heads(x: Tensor, count: int) -> Tensor:
     batch, heads, steps, width = x.shape
-    return F.broadcast_to(F.expand_dims(x, 2), (batch, heads, count, steps, width)).reshape((batch, heads * count, steps, width))
+    wide = F.broadcast_to(F.expand_dims(x, 2), (batch, heads, count, steps, width))
+    return wide.reshape((batch, heads * count, steps, width))
 
 
 def _roles(c: LayerConfig, shapes: list[Shape]) -> tuple[tuple[int, int, int], int | None]:

@@ -161,7 +161,8 @@ def separable_conv1d(c: LayerConfig, shapes: list[Shape]) -> Built:
 def _transposition(c: LayerConfig, shapes: list[Shape], rank: int) -> tuple[int, tuple[int, ...], dict[str, Any], Shape]:
     """Keras's output sizes: "same" n * stride, "valid" at least (n - 1) * stride + window, or as output_padding says."""
     sizes, channels = spatial(c, shapes, rank)
-    window, stride, dilation = c.integers("kernel_size", rank), c.integers("strides", rank, 1), c.integers("dilation_rate", rank, 1)
+    window, stride = c.integers("kernel_size", rank), c.integers("strides", rank, 1)
+    dilation = c.integers("dilation_rate", rank, 1)
     extra = (None,) * rank if c.get("output_padding", None) is None else c.integers("output_padding", rank, least=0)
     kind = padding(c)
     sides, added, size = [], [], []

@@ -1,4 +1,4 @@
-"""Whole Keras models in files: .h5, .keras (a zip), a folder with model.json and weights.h5. Content decides, not the suffix."""
+"""Whole Keras models in files: .h5, .keras (a zip), a folder with model.json and weights.h5. Content decides, not the name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from ...errors import ModelError, WeightsError
 from ...nn.files import atomic_path
-from ..hdf5 import parse_config, read_layers, read_layout, read_model_config, read_origin
+from ..hdf5 import parse_config, read_layers, read_model_config, read_origin
 from ..writing import LAYOUT_VERSION, atomic_h5, write_legacy, write_weights_h5
-from .model import KerasModel, Plan, fill, legacy, plan_keras
+from .model import KerasModel, Plan, fill, plan_keras
 
 CONFIG_CEILING = 64 << 20  # bytes of JSON
 WEIGHTS_CEILING = 16 << 30  # bytes of a member that is read into memory
@@ -41,8 +41,8 @@ def load_keras(path: str | Path) -> KerasModel:
         found = read_model_config(path)
         if found is None:
             raise ModelError(
-                f"{path} holds weights only, no model configuration; build the model (zoo.create) and use load_weights, or give "
-                "a folder with model.json and weights.h5"
+                f"{path} holds weights only, no model configuration; build the model (zoo.create) and use load_weights, or "
+                "give a folder with model.json and weights.h5"
             )
         config, weights = found, path
     backend, version = read_origin(weights)
@@ -55,18 +55,7 @@ def load_keras(path: str | Path) -> KerasModel:
 
 def _fill(plan: Plan, source: Path | bytes, name: Path, config: dict[str, Any], version: str | None) -> KerasModel:
     """The model with the tensors of a file in any of Keras's layouts."""
-    layers = read_layers(source, plan.specs())
-    if read_layout(source) == "weights.h5":
-        layers = {layer: _in_legacy_order(plan, layer, entries) for layer, entries in layers.items()}
-    return fill(plan, layers, name, config, version)
-
-
-def _in_legacy_order(plan: Plan, layer: str, entries: list[Any]) -> list[Any]:
-    """A layer's tensors of .weights.h5, which are named by their place, as a legacy file would list them."""
-    weights = plan.weights().get(layer, ())
-    found = dict(entries)
-    known = [(weights[i].name, found.pop(weights[i].place)) for i in legacy(weights) if weights[i].place in found]
-    return known + list(found.items())
+    return fill(plan, plan.file_order(read_layers(source, plan.specs())), name, config, version)
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -155,27 +144,19 @@ def save_keras(model: KerasModel, path: str | Path) -> None:
     path = Path(path)
     if not isinstance(model, KerasModel) or model.config is None:
         raise ModelError(
-            f"a {type(model).__name__} has no Keras configuration; save_keras writes what load_keras made, save_weights the weights "
-            "of any model"
+            f"a {type(model).__name__} has no Keras configuration; save_keras writes what load_keras made, save_weights "
+            "the weights of any model"
         )
     if path.suffix == ".keras":
         _save_archive(model, model.config, path)
         return
-    attributes = {
-        "model_config": json.dumps(model.config).encode(), "backend": b"tensorflow",
-        "keras_version": (model.version or LAYOUT_VERSION).encode(),
+    about = {
+        "model_config": json.dumps(model.config), "backend": "tensorflow", "keras_version": model.version or LAYOUT_VERSION
     }  # fmt: skip
     with atomic_h5(path) as file:
-        for name, value in attributes.items():
-            _write_attribute(file, name, value)
+        for name, text in about.items():
+            file.attrs[name] = text  # of variable length: it may be longer than an object header
         write_legacy(file.create_group("model_weights"), _legacy_layers(model))
-
-
-def _write_attribute(file: Any, name: str, value: bytes) -> None:
-    """Long text goes where attributes may be of any size, as Keras has it."""
-    import h5py
-
-    file.attrs.create(name, value.decode(), dtype=h5py.string_dtype())
 
 
 def _legacy_layers(model: KerasModel) -> dict[str, list[Any]]:
@@ -196,19 +177,13 @@ def _made_up(model: KerasModel, name: str) -> bool:
 def _save_archive(model: KerasModel, config: dict[str, Any], path: Path) -> None:
     if "module" not in config:
         raise ModelError(
-            f"{path}: the model's configuration is of an .h5 file, and .keras archives spell theirs differently; save it as .h5, "
-            "or load and save it in Keras"
+            f"{path}: the model's configuration is of an .h5 file, and .keras archives spell theirs differently; save it as "
+            ".h5, or load and save it in Keras"
         )
-    slots, plans = model.file_slots(), model.plan.weights()
-    entries = []
-    for spec in model.plan.specs():
-        own = [plans[spec.name][i] for i in legacy(plans[spec.name])]
-        values = [s.tensor.numpy().reshape(s.shape) for s in slots.get(spec.name, ())]
-        entries.append((spec, [(w.place, v) for w, v in zip(own, values, strict=True)]))
     about = {"keras_version": model.version or LAYOUT_VERSION, "date_saved": ""}
     with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
         weights = Path(folder) / WEIGHTS
-        write_weights_h5(weights, entries)
+        write_weights_h5(weights, model.file_entries())
         try:
             with zipfile.ZipFile(temporary, "w") as archive:
                 archive.writestr(METADATA, json.dumps(about))

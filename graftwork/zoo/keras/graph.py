@@ -25,8 +25,8 @@ _WITHIN = ("layer", "backward_layer", "cell", "cells", "layers")  # settings tha
 REASONS = {  # layers that we know and cannot build
     "Lambda": "it holds code, which is never run", "SpectralNormalization": "it changes another layer's weights",
     "ConvLSTM1D": "recurrent convolutions", "ConvLSTM2D": "recurrent convolutions", "ConvLSTM3D": "recurrent convolutions",
-    "Conv3DTranspose": "no transposed convolution in three dimensions", "StringLookup": "strings", "TextVectorization": "strings",
-    "Hashing": "strings", "HashedCrossing": "strings",
+    "Conv3DTranspose": "no transposed convolution in three dimensions", "StringLookup": "strings",
+    "TextVectorization": "strings", "Hashing": "strings", "HashedCrossing": "strings",
 }  # fmt: skip
 
 

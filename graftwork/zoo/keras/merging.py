@@ -35,7 +35,7 @@ def both_masks(inputs: Sequence[Tensor], masks: Sequence[Mask]) -> Mask:
 def _check_masks(c: LayerConfig) -> Any:
     """The rule for the output's mask; Keras's versions differ where only some of the inputs have one."""
     if any(c.masked) and not all(c.masked):
-        raise c.error("some of its inputs come with a mask and some without, which Keras's versions treat differently; not supported")
+        raise c.error("some of its inputs come with a mask and some without, which is not supported")
     return both_masks
 
 

@@ -45,6 +45,18 @@ class Plan:
         layers = [x for x in self.graph.layers.values() if x.kind not in (*OPERATIONS, "InputLayer")]
         return tuple(LayerSpec(x.name, x.kind.rpartition(">")[2], self.built[x.name, 0].inner) for x in layers)
 
+    def file_order(self, layers: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Tensors that are named by their place in .weights.h5 as legacy files name and list them; others as they are."""
+        weights, result = self.weights(), {}
+        for name, entries in layers.items():
+            own, found = weights.get(name, ()), dict(entries)
+            if not found or not all(key.rpartition("/")[2].isdecimal() for key in found):
+                result[name] = entries
+                continue
+            known = [(own[i].name, found.pop(own[i].place)) for i in legacy(own) if own[i].place in found]
+            result[name] = known + list(found.items())
+        return result
+
 
 @dataclass(frozen=True)
 class Step:
@@ -114,6 +126,7 @@ class KerasModel(Module):
                 return self._modules[attribute]
         raise ModelError(f"this model has no layer {name!r}; it has {', '.join(self.layer_names.values())}")
 
+    # What `load_weights` and `save_weights` ask of a model whose layers have layers within.
     def file_slots(self) -> dict[str, list[Slot]]:
         """The tensors of each layer with any, as legacy weight files list them: those that train first."""
         plans = self.plan.weights()
@@ -123,6 +136,23 @@ class KerasModel(Module):
             if slots:
                 result[name] = [Slot(plans[name][i].name, plans[name][i].shape, slots[i].tensor) for i in legacy(plans[name])]
         return result
+
+    def file_specs(self) -> tuple[LayerSpec, ...]:
+        """The layers as .weights.h5 files count them."""
+        return self.plan.specs()
+
+    def file_order(self, layers: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """A file's tensors as legacy files list them; those of .weights.h5 come under their places."""
+        return self.plan.file_order(layers)
+
+    def file_entries(self) -> list[tuple[LayerSpec, list[tuple[str, np.ndarray]]]]:
+        """All layers with their tensors under their places, as `write_weights_h5` takes them."""
+        slots, plans = self.file_slots(), self.plan.weights()
+        return [
+            (spec, [(plans[spec.name][i].place, s.tensor.numpy().reshape(s.shape))
+                    for i, s in zip(legacy(plans[spec.name]), slots.get(spec.name, ()), strict=True)])
+            for spec in self.file_specs()
+        ]  # fmt: skip
 
     def forward(self, *inputs: Tensor) -> Any:
         self._check(inputs)
@@ -305,7 +335,8 @@ def _all_known(config: dict[str, Any]) -> bool:
     return True
 
 
-def build_keras(config: dict[str, Any], layers: dict[str, Any], source: str | Path, version: str | None = None) -> KerasModel:
+def build_keras(config: dict[str, Any], layers: dict[str, Any], source: str | Path,
+                version: str | None = None) -> KerasModel:  # fmt: skip
     """A model from its configuration and the tensors of a file (`read_layers`). Everything is checked before it is built.
 
     version: the Keras that wrote it; "hard_sigmoid" changed its meaning in Keras 3.

@@ -10,8 +10,8 @@ import numpy as np
 from ... import nn
 from ...nn import Module, Parameter, Tensor
 from ...nn import functional as F
-from .config import Built, LayerConfig, Shape, known, one, one_input, same_mask, variables
 from .activations import pointwise
+from .config import Built, LayerConfig, Shape, known, one, one_input, same_mask, variables
 from .table import layer
 
 

@@ -92,9 +92,10 @@ def _pointwise(c: LayerConfig, name: str, operands: list[Any], shapes: list[Shap
     function: Any = BINARY.get(name) or UNARY[name]
 
     def forward(*xs: Tensor) -> Tensor:
-        like = xs[0]
-        values = [xs[v.index] if isinstance(v, Slot) else tensor(np.asarray(v, like.dtype), device=like.device) for v in operands]
-        return function(*values)
+        def value(v: Any) -> Tensor:
+            return xs[v.index] if isinstance(v, Slot) else tensor(np.asarray(v, xs[0].dtype), device=xs[0].device)
+
+        return function(*map(value, operands))
 
     return one(lambda: Function(forward, name), output)
 

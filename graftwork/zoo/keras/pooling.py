@@ -39,7 +39,8 @@ def _pool1d(function: Callable[..., Tensor], c: LayerConfig, shapes: list[Shape]
 def _pool3d(largest: bool, c: LayerConfig, shapes: list[Shape]) -> Built:
     """Over height and width first, then over depth; both are exact for "valid", and for maxima also for "same"."""
     window, stride, how, output = _windows(c, shapes, 3)
-    if how == "same" and not largest and any(n is None or n % s or k > s for n, k, s in zip(shapes[0][1:4], window, stride, strict=True)):
+    sizes = zip(shapes[0][1:4], window, stride, strict=True)
+    if how == "same" and not largest and any(n is None or n % s or k > s for n, k, s in sizes):
         raise c.error('a three-dimensional average with padding "same" that really pads is not supported')
 
     def forward(x: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ for _names, _builder in (
 
 
 def _global(function: Callable[..., Tensor], rank: int, c: LayerConfig, shapes: list[Shape]) -> Built:
-    sizes, channels = spatial(c, shapes, rank)
+    _, channels = spatial(c, shapes, rank)
     keep, axes = c.flag("keepdims", False), tuple(range(1, rank + 1))
     output = (shapes[0][0], *((1,) * rank if keep else ()), channels)
     if rank == 2:
