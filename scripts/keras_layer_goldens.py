@@ -89,8 +89,8 @@ def shapes():
 
 def activations():
     for name in (
-        "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "hard_silu", "sigmoid", "hard_sigmoid", "tanh", "softplus",
-        "softmax", "log_softmax", "exponential", "softsign", "mish", "celu", "squareplus", "sparse_plus", "sparse_sigmoid",
+        "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "hard_silu", "sigmoid", "hard_sigmoid", "tanh",
+        "softplus", "softmax", "log_softmax", "exponential", "softsign", "mish", "celu", "squareplus", "sparse_plus", "sparse_sigmoid",
         "hard_tanh", "tanh_shrink", "soft_shrink", "hard_shrink", "log_sigmoid", "glu",
     ):  # fmt: skip
         case(f"activation {name}", ROW, K.Activation(name))
@@ -149,7 +149,8 @@ def recurrences():
     case("time distributed dense", SERIES, K.TimeDistributed(K.Dense(3, activation="relu")))
     case("time distributed conv", (3, *IMAGE), K.TimeDistributed(K.Conv2D(2, 3)))
     case("time distributed batch", (3, *ROW), K.TimeDistributed(K.BatchNormalization()))
-    case("time distributed model", (3, *ROW), K.TimeDistributed(keras.Sequential([K.Input(ROW), K.Dense(2), K.Dense(3)])))
+    inner = keras.Sequential([K.Input(ROW), K.Dense(2), K.Dense(3)])
+    case("time distributed model", (3, *ROW), K.TimeDistributed(inner))
     case("seq2seq", [SERIES, (4, 2)], _seq2seq)
 
 

@@ -118,7 +118,10 @@ def test_keras3_calls(x):
         run(config, None, x)
     entries[1]["module"] = "keras.layers"
     del entries[1]["config"]["trainable"]  # only operations on tensors lack it
-    with pytest.raises(ModelError, match="operation on tensors"):
+    entries[1]["inbound_nodes"] = [{"args": [kt("a"), 1.5], "kwargs": {}}]
+    np.testing.assert_allclose(run(config, None, x), x + np.float32(1.5))
+    entries[1]["class_name"] = "Einsum"
+    with pytest.raises(ModelError, match="operation on tensors, 'Einsum'"):
         run(config, None, x)
 
 

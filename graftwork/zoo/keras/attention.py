@@ -11,7 +11,7 @@ import numpy as np
 
 from ...nn import Module, Parameter, Tensor, init, tensor
 from ...nn import functional as F
-from .config import LARGEST, Built, LayerConfig, Mask, Shape, below, known, same_mask, variables
+from .config import LARGEST, Built, LayerConfig, Mask, Shape, Weight, below, known, same_mask, variables
 from .table import layer
 
 FAR = 1e9  # taken off a score that may not count
@@ -29,7 +29,7 @@ def _allowed(scores: Tensor, keys: Mask, causal: bool, extra: Tensor | None = No
     if keys is not None:
         allowed.append(keys.reshape((keys.shape[0], *(1,) * (scores.ndim - 2), keys.shape[1])))
     if causal:
-        allowed.append(_causal(*scores.shape[-2:], scores))
+        allowed.append(_causal(scores.shape[-2], scores.shape[-1], scores))
     for mask in allowed:
         scores = F.where(mask, scores, scores * 0.0 - FAR)
     return scores
@@ -139,7 +139,7 @@ def multi_head_attention(c: LayerConfig, shapes: list[Shape]) -> Built:
         "value": ((features[2],), (key_heads, value_width)), "attention_output": ((heads, value_width), tuple(target)),
     }  # fmt: skip
     use_bias = c.flag("use_bias", True)
-    weights = []
+    weights: list[Weight] = []
     for name, (inputs, outputs) in parts.items():
         own = variables(("kernel", (*inputs, *outputs)), *([("bias", outputs)] if use_bias else []))
         weights += below(f"{name.removeprefix('attention_')}_dense", own, name)

@@ -206,7 +206,7 @@ def conv1d_transpose(c: LayerConfig, shapes: list[Shape]) -> Built:
     channels, window, geometry, size = _transposition(c, shapes, 1)
     filters = c.integer("filters")
     tensors: dict[str, Any] = {"kernel": (*window, filters, channels), **dict(bias(c, filters))}
-    flat = {
+    flat: dict[str, Any] = {
         "stride": (1, *geometry["stride"]), "padding": ((0, 0), *geometry["padding"]), "dilation": (1, *geometry["dilation"]),
         "output_padding": (0, *geometry["output_padding"]),
     }  # fmt: skip

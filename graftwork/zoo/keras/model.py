@@ -17,7 +17,16 @@ from ...nn.modules.module import assign
 from .. import registry
 from ..matching import Slot, compare, listing
 from ..weights_h5 import LayerSpec
-from . import attention, convolution, core, merging, normalization, pooling, preprocessing  # noqa: F401 - they fill the table
+from . import (  # noqa: F401 - they fill the table
+    attention,
+    convolution,
+    core,
+    merging,
+    normalization,
+    pooling,
+    preprocessing,
+    recurrent,
+)
 from .config import LARGEST, Built, Function, LayerConfig, Mask, Shape, Weight, below
 from .graph import MODELS, Graph, Key, Layer, Node, Ref, check_layers, order_calls, parse_graph
 from .operations import OPERATIONS
@@ -345,7 +354,7 @@ def build_keras(config: dict[str, Any], layers: dict[str, Any], source: str | Pa
 
 
 def fill(plan: Plan, layers: dict[str, Any], source: str | Path, config: dict[str, Any], version: str | None) -> KerasModel:
-    """The model of a plan with the tensors of a file, which are in the order of legacy files. WeightsError if they do not fit."""
+    """The model of a plan with a file's tensors, in the order of legacy files. WeightsError if they do not fit."""
     weights = plan.weights()
     expected = {name: [(own[i].name, own[i].shape) for i in legacy(own)] for name, own in weights.items()}
     result = compare(expected, layers)

@@ -194,7 +194,9 @@ def _any_cell(c: LayerConfig, features: int) -> tuple[Any, tuple[Weight, ...], t
     entries = c.get("cells")
     if not isinstance(entries, list) or not entries:
         raise c.error("has no list of cells")
-    makers, weights, sizes = [], [], []
+    makers: list[Any] = []
+    weights: list[Weight] = []
+    sizes: list[int] = []
     inners = [c.inner(entry, "cell") for entry in entries]
     for inner, name in zip(inners, counted([inner.kind for inner in inners]), strict=True):
         make, own, states = _any_cell(inner, features)

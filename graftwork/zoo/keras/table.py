@@ -21,10 +21,10 @@ _BASE = {
 }  # fmt: skip
 
 
-def layer(*names: str, arguments: tuple[str, ...] = ()) -> Callable[[Builder], Builder]:
+def layer(*names: str, arguments: tuple[str, ...] = ()) -> Callable[[Any], Any]:
     """Enter a builder under Keras's class names."""
 
-    def enter(builder: Builder) -> Builder:
+    def enter(builder: Any) -> Any:
         for name in names:
             LAYERS[name] = builder
             ARGUMENTS[name] = frozenset(arguments)
