@@ -90,8 +90,8 @@ def shapes():
 def activations():
     for name in (
         "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "hard_silu", "sigmoid", "hard_sigmoid", "tanh",
-        "softplus", "softmax", "log_softmax", "exponential", "softsign", "mish", "celu", "squareplus", "sparse_plus", "sparse_sigmoid",
-        "hard_tanh", "tanh_shrink", "soft_shrink", "hard_shrink", "log_sigmoid", "glu",
+        "softplus", "softmax", "log_softmax", "exponential", "softsign", "mish", "celu", "squareplus", "sparse_plus",
+        "sparse_sigmoid", "hard_tanh", "tanh_shrink", "soft_shrink", "hard_shrink", "log_sigmoid", "glu",
     ):  # fmt: skip
         case(f"activation {name}", ROW, K.Activation(name))
     case("relu layer", ROW, K.ReLU(max_value=0.5, negative_slope=0.1, threshold=0.2))
