@@ -17,16 +17,7 @@ from ...nn.modules.module import assign
 from .. import registry
 from ..matching import Slot, compare, listing
 from ..weights_h5 import LayerSpec
-from . import (  # noqa: F401 - they fill the table
-    attention,
-    convolution,
-    core,
-    merging,
-    normalization,
-    pooling,
-    preprocessing,
-    recurrent,
-)
+from . import attention, convolution, core, merging, normalization, pooling, preprocessing, recurrent  # noqa: F401 - they fill the table
 from .config import LARGEST, Built, Function, LayerConfig, Mask, Shape, Weight, below
 from .graph import MODELS, Graph, Key, Layer, Node, Ref, check_layers, order_calls, parse_graph
 from .operations import OPERATIONS

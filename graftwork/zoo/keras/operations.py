@@ -38,7 +38,7 @@ _SPELLINGS = {  # Keras 2's names of TensorFlow functions
     "__operators__.add": "add", "__operators__.sub": "subtract", "__operators__.mul": "multiply", "sub": "subtract",
     "__operators__.truediv": "divide", "truediv": "divide", "mul": "multiply", "pow": "power", "neg": "negative",
     "reduce_mean": "mean", "reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "__operators__.pow": "power",
-    "realdiv": "divide", "amax": "max", "amin": "min", "true_divide": "divide",
+    "realdiv": "divide", "amax": "max", "amin": "min", "true_divide": "divide", "truedivide": "divide",
 }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def _normalise(x: Tensor, mean: Tensor, variance: Tensor, invert: bool) -> Tenso
 @layer("Normalization")
 def normalization(c: LayerConfig, shapes: list[Shape]) -> Built:
     shape = one_input(c, shapes)
-    axes = [] if "axis" in c.values and c.values["axis"] is None else c.axes("axis", -1, len(shape))
+    axes = [] if c.values.get("axis", -1) in (None, []) else c.axes("axis", -1, len(shape))
     sizes = tuple(known(c, shape[a], "sizes that are normalised") for a in axes)
     broadcast = tuple(n if i in axes else 1 for i, n in enumerate(shape))
     invert = c.flag("invert", False)

@@ -42,6 +42,7 @@ def build(c: LayerConfig, shapes: list[Shape]) -> Built:
         raise c.error("no such layer here; zoo.register_keras_layer adds your own classes")
     given = {k for k, v in c.call.kwargs.items() if not (v is None or v is False)} - ARGUMENTS[c.kind]
     given -= {"inputs", "x", "sequence", "sequences"}  # the tensors themselves, given by name
+    given -= {"training"} if c.keras >= 3 else set()  # Keras 3 puts the model's own in its place
     if given and ARGUMENTS[c.kind] != frozenset(ANY):
         raise c.error(f"is called with the arguments {', '.join(map(repr, sorted(given)))}, which are not supported")
     return LAYERS[c.kind](c, shapes)
