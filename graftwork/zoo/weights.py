@@ -61,11 +61,15 @@ def layer_modules(model: Module) -> dict[str, Module]:
 
 def layer_slots(model: Module) -> dict[str, list[Slot]]:
     """The tensors of every layer that has some of its own, under its name in files, in the model's order."""
+    if hasattr(model, "file_slots"):  # a Keras model: its layers may have layers within
+        return model.file_slots()
     return {name: own_slots(module) for name, module in layer_modules(model).items()}
 
 
 def _read(model: Module, path: str | Path) -> LazyLayers:
     """A file's tensors by the names of the model's layers, values still in the file."""
+    if hasattr(model, "file_specs"):
+        return model.file_order(read_lazy(path, model.file_specs()))
     modules = layer_modules(model)
     specs = [LayerSpec(name, kind(module), inner_specs(module)) for name, module in modules.items()]
     return read_lazy(path, specs, lambda: layer_specs(model, modules))
@@ -146,13 +150,15 @@ def save_weights(model: Module, path: str | Path, attributes: Mapping[str, Any] 
     if layout is None:
         layout = "weights.h5" if str(path).endswith(".weights.h5") else "legacy"
     form = Form(dtype, compression)
-    modules = layer_modules(model)
     if layout == "legacy":
         layers = {
             layer: [(f"{layer}/{slot.name}:0", _stored(slot)) for slot in slots] for layer, slots in layer_slots(model).items()
         }
         write_layers(path, layers, attributes, form)
+    elif layout == "weights.h5" and hasattr(model, "file_entries"):
+        write_weights_h5(path, model.file_entries(), attributes, form)
     elif layout == "weights.h5":
+        modules = layer_modules(model)
         specs = layer_specs(model, modules)
         write_weights_h5(path, [(spec, _places(modules[spec.name])) for spec in specs], attributes, form)
     else:

@@ -72,3 +72,17 @@ def pictures(height: int, width: int) -> np.ndarray:
 def pixels(height: int, width: int) -> np.ndarray:
     """The same two pictures as float32 pixels of 0 to 255, for networks that normalise them themselves."""
     return np.round(np.clip(128 + 40 * pictures(height, width), 0, 255)).astype(np.float32)
+
+
+def layer_value(case: str, layer: str, position: int, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of one layer by its position among the layer's tensors; variances are positive, counts are 1."""
+    u = noise(f"{case}/{layer}/{position}", shape)
+    if "variance" in tensor:
+        return np.float32(1.0) + np.float32(0.5) * u
+    return np.ones(shape, np.float32) if tensor.endswith("count") else np.float32(0.7) * u
+
+
+def layer_input(case: str, position: int, shape: tuple[int, ...], integers: int = 0) -> np.ndarray:
+    """An input in [-1, 1), or whole numbers below `integers` as float32."""
+    u = noise(f"{case}/input/{position}", shape)
+    return np.floor((u + 1) / 2 * integers).astype(np.float32) if integers else u
