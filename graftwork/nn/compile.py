@@ -164,6 +164,14 @@ class Compiled:
         return entry
 
 
+def trace(target: Callable, *args: Any) -> Graph:
+    """The graph of a call as it is captured, before any pass: a node an op, states for weights. Nothing is computed."""
+    captured = capture(target, type(target).__name__, lambda trace: _stand_ins(trace, target, args, {}), Reach(target),
+                       _flatten_output)  # fmt: skip
+    captured.graph.outputs = list(captured.results)
+    return captured.graph
+
+
 def executable(graph: Graph) -> Executable:
     """The graph, optimised and planned. (Numba loads with the first one, not with `import graftwork`.)"""
     from .lower import Executable

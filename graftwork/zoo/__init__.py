@@ -22,12 +22,13 @@ from . import (
     xception,
 )
 from .keras import load_keras
-from .registry import ModelEntry, create, find, list_models, register
-from .weights import load_weights, save_weights
+from .labels import Prediction, decode_predictions
+from .registry import ModelEntry, WeightsFile, create, find, list_models, register
+from .weights import load_weights, read_weights, save_weights
 
 __all__ = [
-    "ModelEntry", "alexnet", "convnext", "create", "densenet", "efficientnet", "efficientnet_v2", "find", "glyphnet",
-    "images", "inception_resnet_v2", "inception_v3", "lenet", "list_models", "load_keras", "load_weights", "mobilenet",
-    "mobilenet_v2", "mobilenet_v3", "nasnet", "register", "resnet", "resnet_cifar", "save_weights", "squeezenet", "vgg",
-    "xception",
+    "ModelEntry", "Prediction", "WeightsFile", "alexnet", "convnext", "create", "decode_predictions", "densenet",
+    "efficientnet", "efficientnet_v2", "find", "glyphnet", "images", "inception_resnet_v2", "inception_v3", "lenet", "list_models",
+    "load_keras", "load_weights", "mobilenet", "mobilenet_v2", "mobilenet_v3", "nasnet", "read_weights", "register", "resnet", "resnet_cifar",
+    "save_weights", "squeezenet", "vgg", "xception",
 ]  # fmt: skip

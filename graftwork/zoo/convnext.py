@@ -25,6 +25,9 @@ norm = partial(LayerNorm, epsilon=EPSILON)
 class Stem(Module):
     """A convolution of 4x4 patches, then layer normalisation; one layer in Keras's files, so one module here."""
 
+    keras_class = "Sequential"
+    keras_inner = (("conv", "Conv2D", 2), ("layernorm", "LayerNormalization", 2))
+
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.kernel, self.bias = _patches(4, channels, width)
@@ -36,6 +39,9 @@ class Stem(Module):
 
 class Downsampling(Module):
     """Layer normalisation, then a convolution of 2x2 patches; one layer in Keras's files as well."""
+
+    keras_class = "Sequential"
+    keras_inner = (("layernorm", "LayerNormalization", 2), ("conv", "Conv2D", 2))
 
     def __init__(self, channels: int, width: int):
         super().__init__()

@@ -12,7 +12,7 @@ import pytest
 
 import graftwork as gw
 from graftwork.errors import ModelError, ShapeError, WeightsError
-from graftwork.zoo import hdf5
+from graftwork.zoo import writing
 from graftwork.zoo.keras import build_keras, load_keras
 from graftwork.zoo.weights import load_weights, save_weights
 
@@ -254,7 +254,7 @@ def test_weights_are_compared_before_anything_is_allocated():
 
 def write_model(path, config, layers):
     attributes = {"model_config": json.dumps(config), "keras_version": "2.15.0"}
-    hdf5.write_layers(path, layers, attributes)
+    writing.write_layers(path, layers, attributes)
 
 
 @pytest.fixture

@@ -231,6 +231,16 @@ def assign(target: Tensor, value) -> None:
     mark_written(target)
 
 
+def fill(target: Tensor, shape: tuple[int, ...], read: Callable[[np.ndarray | None], np.ndarray]) -> None:
+    """Let `read(out)` write values of this shape into a tensor that others hold, without a copy where its memory allows."""
+    data = target.data
+    if mode.trace is None and isinstance(data, np.ndarray) and data.flags.c_contiguous and data.flags.writeable:
+        read(data.reshape(shape))
+        mark_written(target)
+    else:
+        assign(target, read(None).reshape(target.shape))
+
+
 class Sequential(Module):
     """Modules one after another, named "0", "1", ..., or by keyword."""
 
