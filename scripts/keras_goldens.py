@@ -131,7 +131,7 @@ def build(name: str):
 def tensor_name(variable) -> str:
     """Keras 3 calls a depthwise kernel "kernel"; its files and Keras 2 say which it is."""
     # ConvNeXt's "depthwise_conv" is a grouped convolution, whose kernel has one input channel
-    depthwise = re.search("depthwise|dwconv", variable.path) and variable.name == "kernel" and variable.shape[2] > 1
+    depthwise = re.search("depthwise|dwconv|conv_dw", variable.path) and variable.name == "kernel" and variable.shape[2] > 1
     return "depthwise_kernel" if depthwise else variable.name
 
 

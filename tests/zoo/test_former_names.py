@@ -9,9 +9,9 @@ import pytest
 import graftwork as gw
 from graftwork import errors, zoo
 from graftwork.nn.modules.module import assign
-from graftwork.zoo.hdf5 import write_layers
 from graftwork.zoo.matching import recounted, renamed
 from graftwork.zoo.weights import layer_slots
+from graftwork.zoo.writing import write_layers
 
 
 def filled(name, **options):
