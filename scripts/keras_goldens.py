@@ -131,7 +131,7 @@ def build(name: str):
 def tensor_name(variable) -> str:
     """Keras 3 calls a depthwise kernel "kernel"; its files and Keras 2 say which it is."""
     # ConvNeXt's "depthwise_conv" is a grouped convolution, whose kernel has one input channel
-    depthwise = re.search("depthwise|dwconv", variable.path) and variable.name == "kernel" and variable.shape[2] > 1
+    depthwise = re.search("depthwise|dwconv|conv_dw", variable.path) and variable.name == "kernel" and variable.shape[2] > 1
     return "depthwise_kernel" if depthwise else variable.name
 
 
@@ -143,12 +143,14 @@ def pictures(name: str) -> np.ndarray:
     return filling.pixels(*size) if raw else filling.pictures(*size)
 
 
-def features(model, x: np.ndarray) -> np.ndarray:
-    """Average over positions of the last feature map."""
+def outputs(model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and the average over positions of the last feature map, which is what the classifier's layers begin with."""
     import keras
 
-    last = next(layer for layer in reversed(model.layers) if len(layer.output.shape) == 4)
-    return np.asarray(keras.Model(model.input, last.output)(x, training=False)).mean((1, 2))
+    pools = [layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+    head = pools[-1] if pools else next(layer for layer in model.layers if isinstance(layer, keras.layers.Flatten))
+    logits, features = keras.Model(model.input, [model.output, head.input])(x, training=False)
+    return np.asarray(logits), np.asarray(features).mean((1, 2))
 
 
 def listing(model) -> dict[str, list]:
@@ -177,9 +179,10 @@ def write(family: str) -> None:
     for name, (kind, size, options) in FAMILIES[family].items():
         model = build(name)
         x = pictures(name)
-        logits, pooled = np.asarray(model(x, training=False)), features(model, x)
+        logits, pooled = outputs(model, x)
         apart = np.abs(logits[0] - logits[1]).max() / np.abs(logits).max()
-        print(f"{name}: {model.count_params():,} parameters, largest logit {np.abs(logits).max():.3g}, {apart:.2f} apart")
+        size_of = f"{model.count_params():,} parameters, largest logit {np.abs(logits).max():.3g}"
+        print(f"{name}: {size_of}, {apart:.2f} apart", flush=True)
         if not apart > 0.05:
             raise SystemExit(f"{name}: the two pictures give almost the same logits, which would test nothing")
         arrays[f"{name}/logits"], arrays[f"{name}/features"] = logits, pooled[:, :FEATURES]

@@ -35,14 +35,18 @@ def values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _gain(layer: str, tensor: str) -> float:
-    """EfficientNets halve a signal at every gate and at small values of silu, and sum over many blocks: without these factors
-    nothing of the picture arrives, or its size explodes."""
+    """EfficientNets halve a signal at every gate and at small values of silu, and sum over many blocks; MobileNets have few sums
+    that keep it up. Without these factors nothing of the picture arrives, or its size explodes."""
     if tensor == "depthwise_kernel" and re.fullmatch(r"block\d+a_dwconv2?", layer):
         return 4.0
     if tensor == "gamma" and layer == "stem_bn":
         return 2.0
     if tensor == "gamma" and re.fullmatch(r"block\d+[b-z]_project_bn", layer):
         return 0.5
+    if tensor == "gamma" and re.fullmatch(r"conv_(dw|pw)_\d+_bn", layer):
+        return 1.5
+    if tensor == "gamma" and re.fullmatch(r"expanded_conv_.*_bn", layer):  # MobileNetV3; V2 says _BN
+        return 1.25
     return 1.0
 
 
@@ -50,7 +54,7 @@ def _values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
     u = noise(f"{layer}/{tensor}", shape)
     if tensor == "depthwise_kernel":
         return u * np.float32(math.sqrt(6 / math.prod(shape[:2])))
-    if tensor == "kernel":
+    if tensor in ("kernel", "pointwise_kernel"):
         return u * np.float32(math.sqrt(6 / math.prod(shape[:-1])))
     if tensor == "gamma":
         return np.float32(0.8) + np.float32(0.1) * u
