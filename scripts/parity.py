@@ -6,8 +6,8 @@
 
 For each network of keras.applications, Keras builds it with weights by formula (tests/zoo/filling.py) and writes it as legacy
 weights, .weights.h5, whole .h5 and .keras. Graftwork reads each file and must give Keras's logits; Graftwork writes legacy
-weights and .weights.h5, and Keras must give its own logits with them. Each network has a process of its own, so that memory is given
-back and a failure ends nothing. The table is printed, and kept as JSON.
+weights and .weights.h5, and Keras must give its own logits with them. Each network has a process of its own, so that memory
+is given back and a failure ends nothing. The table is printed, and kept as JSON.
 """
 
 from __future__ import annotations

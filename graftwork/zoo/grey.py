@@ -2,9 +2,9 @@
 
 A grey image is a colour image whose channels are equal, and a convolution of that is the convolution of one channel with the
 kernel summed over channels. That is exact where preprocessing treats the channels alike ("tf", "raw", "unit"). "caffe"
-subtracts another mean from each colour: how far that is from their common mean, which is what one channel has subtracted, goes
-through the kernel into the bias. That is exact but for the border, where zeros are laid around what is preprocessed. Networks that
-divide each colour by its own deviation ("torch", or inside the network) have no such form and are refused.
+subtracts another mean from each colour: how far that is from their common mean, which is what one channel has subtracted,
+goes through the kernel into the bias. That is exact but for the border, where zeros are laid around what is preprocessed.
+Networks that divide each colour by its own deviation ("torch", or inside the network) have no such form and are refused.
 """
 
 from __future__ import annotations

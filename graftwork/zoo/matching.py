@@ -118,7 +118,7 @@ def recounted(found: Mapping[str, Any], expected: Mapping[str, Any], kind: str) 
 class Comparison:
     """matched: (layer, position among the layer's expected tensors, values). rows: all that does not pair."""
 
-    matched: list[tuple[str, int, np.ndarray]] = field(default_factory=list)
+    matched: list[tuple[str, int, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
     def names(self, kind: str) -> list[str]:

@@ -121,7 +121,7 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
     if new_head and (weights is None or not include_top):
         raise ModelError("new_head=True puts a new classifier on a trained trunk: give weights=, and leave include_top=True")
     if new_head and "top" not in entry.info:
-        raise ModelError(f"{name} does not say which layers are its classifier; register it with top=(...) to use new_head=True")
+        raise ModelError(f"{name} does not say which layers are its classifier; register it with top=(...)")
     _check_options(entry, options)
     options |= {k: v for k, v in (("classes", classes), ("input_shape", input_shape)) if v is not None}
     model = entry.factory(include_top=include_top, pooling=pooling, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,10 @@ class Module:
         return "\n".join(lines)
 
 
+def _heard(taps: dict[int, Any], module: Module) -> Any:
+    return taps[id(module)]
+
+
 @contextlib.contextmanager
 def listen(modules: Sequence[Module]) -> Iterator[Callable[[Module], Any]]:
     """Inside the block, what each of `modules` returns is kept: the function given says it, or None before a module ran.
@@ -215,7 +220,7 @@ def listen(modules: Sequence[Module]) -> Iterator[Callable[[Module], Any]]:
     before, taps = mode.taps, {id(module): None for module in modules}
     mode.taps = {**(before or {}), **taps}
     try:
-        yield lambda module, kept=mode.taps: kept[id(module)]
+        yield partial(_heard, mode.taps)
     finally:
         if before is not None:  # a block around this one may listen to the same modules
             before.update({key: value for key, value in mode.taps.items() if key in before})
