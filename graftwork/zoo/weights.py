@@ -68,15 +68,18 @@ def layer_slots(model: Module) -> dict[str, list[Slot]]:
 
 def _read(model: Module, path: str | Path) -> LazyLayers:
     """A file's tensors by the names of the model's layers, values still in the file."""
+    from .keras.files import archive_weights  # it builds models, and so needs this file
+
+    source = archive_weights(Path(path)) or path
     if hasattr(model, "file_specs"):
-        return model.file_order(read_lazy(path, model.file_specs()))
+        return model.file_order(read_lazy(source, model.file_specs()))
     modules = layer_modules(model)
     specs = [LayerSpec(name, kind(module), inner_specs(module)) for name, module in modules.items()]
-    return read_lazy(path, specs, lambda: layer_specs(model, modules))
+    return read_lazy(source, specs, lambda: layer_specs(model, modules))
 
 
 def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Sequence[str] = ()) -> LoadReport:
-    """Load an HDF5 weights or whole-model file into `model`, by layer names.
+    """Load an HDF5 weights or whole-model file, or a .keras archive, into `model`, by layer names.
 
     strict: every tensor of model and file must pair, or WeightsError lists what does not and nothing is changed.
     strict=False loads what fits. skip: layers (and all below them) to leave alone on both sides, for a new head on a

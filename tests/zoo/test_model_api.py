@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -238,3 +239,25 @@ def test_training_differs_from_run_to_run_and_inference_does_not(name, rng):
         np.testing.assert_array_equal(model(x).numpy(), model(x).numpy())
         model.train()
         assert not np.array_equal(model(x).numpy(), model(x).numpy())
+
+
+# -- weights out of a .keras archive -----------------------------------------------------------------------------------
+
+
+def archive(path, weights):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in (("config.json", "{}"), ("metadata.json", "{}"), ("model.weights.h5", weights)):
+            file.writestr(name, content)
+
+
+def test_weights_out_of_a_keras_archive(tmp_path):
+    first, path = zoo.create("lenet5"), tmp_path / "w.weights.h5"
+    zoo.save_weights(first, path, layout="weights.h5")
+    archive(tmp_path / "model.keras", path.read_bytes())
+    second = zoo.create("lenet5", weights=tmp_path / "model.keras")
+    np.testing.assert_array_equal(first.F6.weight.numpy(), second.F6.weight.numpy())
+    content = bytearray((tmp_path / "model.keras").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "model.keras").write_bytes(content)
+    with pytest.raises(errors.WeightsError, match=r"model\.keras"):
+        zoo.create("lenet5", weights=tmp_path / "model.keras")

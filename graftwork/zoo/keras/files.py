@@ -101,6 +101,19 @@ def _load_archive(path: Path) -> KerasModel:
     return _fill(plan, content, path / WEIGHTS, config, version)
 
 
+def archive_weights(path: Path) -> bytes | None:
+    """The weights file within a .keras archive, for a network whose layers are known; None for a file that is no archive."""
+    if not _is_zip(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _member(archive, _members(archive, path)[WEIGHTS], WEIGHTS_CEILING, path)
+    except WeightsError:
+        raise
+    except DAMAGE as error:
+        raise WeightsError(f"{path} is a damaged .keras archive ({error}); copy or download it again") from error
+
+
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     """The members that a model has, each once."""
     found: dict[str, zipfile.ZipInfo] = {}
