@@ -35,8 +35,8 @@ def values(layer: str, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _gain(layer: str, tensor: str) -> float:
-    """EfficientNets halve a signal at every gate and at small values of silu, and sum over many blocks; MobileNets have few sums
-    that keep it up. Without these factors nothing of the picture arrives, or its size explodes."""
+    """EfficientNets halve a signal at every gate and at small values of silu, and sum over many blocks; MobileNets have few
+    sums that keep it up. Without these factors nothing of the picture arrives, or its size explodes."""
     if tensor == "depthwise_kernel" and re.fullmatch(r"block\d+a_dwconv2?", layer):
         return 4.0
     if tensor == "gamma" and layer == "stem_bn":
