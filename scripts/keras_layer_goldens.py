@@ -177,7 +177,7 @@ def masks():
 
 def attentions():
     case("heads", [SERIES], lambda x: K.MultiHeadAttention(2, 3)(x, x))
-    case("heads cross", [SERIES, (5, 3)], lambda x, y: K.MultiHeadAttention(2, 3, value_dim=5, output_shape=6, dropout=0.1)(x, y))
+    case("heads cross", [SERIES, (5, 3)], lambda x, y: K.MultiHeadAttention(2, 3, output_shape=6)(x, y))
     case("heads key", [SERIES, (5, 3), (5, 2)], lambda x, y, z: K.MultiHeadAttention(2, 3, use_bias=False)(x, y, key=z))
     case("heads causal", SERIES, lambda x: K.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True))
     case("heads scores", SERIES, lambda x: K.MultiHeadAttention(1, 3)(x, x, return_attention_scores=True))
@@ -272,7 +272,7 @@ def build(name):
 
 def outputs_of(model, arrays):
     found = model(arrays if len(arrays) > 1 else arrays[0], training=False)
-    return [np.asarray(a) for a in (found if isinstance(found, (list, tuple)) else [found])]
+    return [np.asarray(a) for a in keras.tree.flatten(found)]
 
 
 NOISE = ("_initializer", "_regularizer", "_constraint")

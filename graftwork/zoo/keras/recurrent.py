@@ -284,7 +284,7 @@ COMBINE: dict[str, Any] = {
 def bidirectional(c: LayerConfig, shapes: list[Shape]) -> Built:
     _steps(c, shapes)
     mode = c.values.get("merge_mode", "concat")
-    if mode is not None and mode not in COMBINE:
+    if mode is not None and (not isinstance(mode, str) or mode not in COMBINE):
         raise c.error(f"merge_mode={mode!r:.60}; expected {', '.join(COMBINE)} or null")
     entry = c.get("layer")
     x, states = shapes[0], shapes[1:]
