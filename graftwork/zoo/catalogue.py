@@ -80,8 +80,8 @@ def verify(path: str | Path, model: str | None = None) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "file": str(path), "bytes": Path(path).stat().st_size, "layout": layout, "backend": backend, "keras_version": version,
-        "tensors": tensors, "values": parameters, "dtypes": sorted(types), "md5": md5, "sha256": sha256, "published_as": published,
-        "fits": model,
+        "tensors": tensors, "values": parameters, "dtypes": sorted(types), "md5": md5, "sha256": sha256,
+        "published_as": published, "fits": model,
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .. import __version__
 from ..errors import FetchError
@@ -49,7 +50,7 @@ def local(file: WeightsFile) -> Path | None:
 def url(file: WeightsFile) -> str:
     """Where the file is downloaded from: the mirror that GRAFTWORK_WEIGHTS names, or where it is published."""
     mirror = os.environ.get("GRAFTWORK_WEIGHTS", "")
-    return f"{mirror.rstrip('/')}/{file.filename}" if "://" in mirror else file.source
+    return f"{mirror.rstrip('/')}/{quote(file.filename)}" if "://" in mirror else file.source
 
 
 def fetch(file: WeightsFile, progress: Progress | None = None) -> Path:
@@ -175,16 +176,16 @@ def _require_room(file: WeightsFile, partial: Path, total: int | None, start: in
     free = shutil.disk_usage(partial.parent).free
     if total is not None and total - start > free:
         raise FetchError(
-            f"{file.model}: {file.filename} needs {total - start:,} bytes more and {partial.parent} has {free:,} free; free some "
-            "space, or set GRAFTWORK_CACHE to a folder on another disk"
+            f"{file.model}: {file.filename} needs {total - start:,} bytes more and {partial.parent} has {free:,} free; free "
+            "some space, or set GRAFTWORK_CACHE to a folder on another disk"
         )
 
 
 def _problem(file: WeightsFile, reason: str, kept: int = 0) -> FetchError:
     part = f"; {kept:,} bytes are kept, the next try goes on from there" if kept and file.hash else ""
     return FetchError(
-        f"{file.model}: {file.filename} could not be fetched from {url(file)} ({reason}){part}. Without a network, put the file at "
-        f"{folder() / file.filename}, or set GRAFTWORK_WEIGHTS to the folder that has it or to the URL of a mirror"
+        f"{file.model}: {file.filename} could not be fetched from {url(file)} ({reason}){part}. Without a network, put the "
+        f"file at {folder() / file.filename}, or set GRAFTWORK_WEIGHTS to the folder that has it or to the URL of a mirror"
     )
 
 
@@ -198,8 +199,8 @@ def _writing(file: WeightsFile, target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise FetchError(
-                f"{file.model}: no room for {file.filename} in {target.parent} ({error.strerror}); what was fetched is kept. Free "
-                "some space and try again, or set GRAFTWORK_CACHE to a folder on another disk"
+                f"{file.model}: no room for {file.filename} in {target.parent} ({error.strerror}); what was fetched is "
+                "kept. Free some space and try again, or set GRAFTWORK_CACHE to a folder on another disk"
             ) from error
         raise FetchError(
             f"{file.model}: {target.parent} cannot be written to ({error.strerror or error}); set GRAFTWORK_CACHE to another "

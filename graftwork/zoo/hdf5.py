@@ -1,9 +1,9 @@
 """Weights in HDF5 files, in the layouts that Keras has written since its first version.
 
-Legacy: a file holds the attribute `layer_names`; each layer is a group with the attribute `weight_names`, and a tensor is at group
-plus weight name. Whole models keep the same below the group `model_weights`, and their configuration as JSON in the
-attribute `model_config`. Attributes that do not fit into one object header are split into `name0`, `name1`, ...
-Keras 3's `.weights.h5` is described in `weights_h5`. Content decides which it is, never the suffix.
+Legacy: a file holds the attribute `layer_names`; each layer is a group with the attribute `weight_names`, and a tensor is
+at group plus weight name. Whole models keep the same below the group `model_weights`, and their configuration as JSON in
+the attribute `model_config`. Attributes that do not fit into one object header are split into `name0`, `name1`, ... Keras
+3's `.weights.h5` is described in `weights_h5`. Content decides which it is, never the suffix.
 
 A file is data from a stranger: names come from the attributes only, links lead nowhere but to objects of the same file,
 sizes are checked before memory is taken, and whatever is wrong with it is a WeightsError. The HDF5 library is not used here
@@ -36,8 +36,8 @@ Result = TypeVar("Result")
 class StoredArray:
     """An array that is still in its file: `shape` and `dtype` are known, `read` gets the values.
 
-    dtype is what `read` gives: bfloat16 is widened to float32, byte order is the machine's. The file stays open as long as one of
-    its arrays is held, and must not be changed meanwhile.
+    dtype is what `read` gives: bfloat16 is widened to float32, byte order is the machine's. The file stays open as long as
+    one of its arrays is held, and must not be changed meanwhile.
     """
 
     def __init__(self, data: Dataset):
@@ -192,8 +192,14 @@ def _names(group: Group, name: str) -> list[str]:
             parts.append(group.attribute(f"{name}{len(parts)}"))
         if not parts:
             raise WeightsError(f"{where} is missing; expected weights in Keras's HDF5 layout")
-    values = [part if isinstance(part, list) else [part] if isinstance(part, bytes) else part.ravel().tolist() for part in parts]
-    return [_text(value, where) for part in values for value in part]
+    return [_text(value, where) for part in parts for value in _each(part)]
+
+
+def _each(part: Any) -> list[Any]:
+    """The values of an attribute, which may be an array of numbers in a damaged file."""
+    if isinstance(part, np.ndarray):
+        return part.ravel().tolist()
+    return part if isinstance(part, list) else [part]
 
 
 def _optional_text(group: Group, name: str) -> str | None:

@@ -86,8 +86,8 @@ def _limit(size: int, seconds: int) -> None:
         import resource
     except ImportError:  # Windows has no such limits; the parent's clock remains
         return
-    with open("/proc/self/statm", encoding="ascii") if os.path.exists("/proc/self/statm") else contextlib.nullcontext() as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize() if statm else 1 << 30
+    statm = Path("/proc/self/statm")
+    used = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 1 << 30
     resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20) + 4 * size + FREE_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -97,7 +97,8 @@ class _Copy:
     """Copies groups, attributes and arrays of numbers; refuses links that lead elsewhere, and bombs."""
 
     def __init__(self, name: str, size: int):
-        self.name, self.size, self.seen, self.total, self.count = name, size, set(), 0, 0
+        self.name, self.size, self.total, self.count = name, size, 0, 0
+        self.seen: set[int] = set()
 
     def refuse(self, what: str) -> None:
         raise WeightsError(f"{self.name}: {what}")

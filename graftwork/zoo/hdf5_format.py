@@ -399,16 +399,18 @@ class Dataset(Object):
 
     # -- values ------------------------------------------------------------------------------------------------------
 
+    @property
+    def numbers(self) -> np.dtype:
+        """`dtype`, if it is one of numbers."""
+        if not isinstance(self.dtype, np.dtype):
+            raise Damaged(f"{self.name} holds text, expected numbers")
+        return self.dtype
+
     def read(self, out: np.ndarray | None = None) -> np.ndarray:
         """The values in native byte order; into `out` (same shape and dtype, C-contiguous) if it is given."""
-        dtype = self.dtype
-        if not isinstance(dtype, np.dtype):
-            raise Damaged(f"{self.name} holds text, expected numbers")
-        if out is None or dtype.isnative is False:
-            target = np.empty(self.shape, dtype)
-        else:
-            target = out
-        view = memoryview(target.reshape(-1).view(np.uint8)) if target.size else memoryview(b"")
+        dtype = self.numbers
+        target = np.empty(self.shape, dtype) if out is None or not dtype.isnative else out
+        view: Any = memoryview(target.reshape(-1).view(np.uint8)) if target.size else memoryview(b"")  # type: ignore[arg-type]
         if self.layout == "chunked":
             self._read_chunks(target)
         elif self.layout == "compact":
@@ -426,7 +428,7 @@ class Dataset(Object):
 
     def _fill_in(self, target: np.ndarray) -> None:
         if len(self._fill) == target.itemsize:
-            target[...] = np.frombuffer(self._fill, self.dtype)[0]
+            target[...] = np.frombuffer(self._fill, self.numbers)[0]
         else:
             target[...] = np.zeros((), target.dtype)
 
@@ -437,7 +439,7 @@ class Dataset(Object):
         size = math.prod(self.chunk_shape) * target.itemsize
         for offset, address, stored, mask in self._chunks:
             data = self._unfilter(self.reader.read(address, stored), size, mask)
-            values = np.frombuffer(data, self.dtype, math.prod(self.chunk_shape)).reshape(self.chunk_shape)
+            values = np.frombuffer(data, self.numbers, math.prod(self.chunk_shape)).reshape(self.chunk_shape)
             place = tuple(slice(o, min(o + c, n)) for o, c, n in zip(offset, self.chunk_shape, self.shape, strict=True))
             target[place] = values[tuple(slice(0, p.stop - p.start) for p in place)]
 
@@ -513,7 +515,8 @@ def check_sizes(reader: Reader, datasets: list[Dataset]) -> None:
         total, stored = total + data.nbytes, stored + data.stored
         if data.nbytes > FREE_BYTES and data.nbytes > DEFLATE_RATIO * data.stored:
             raise WeightsError(
-                f"{reader.name}: {data.name!r} declares {data.shape}, {data.nbytes:,} bytes, and stores {data.stored:,}; refused"
+                f"{reader.name}: {data.name!r} declares {data.shape}, {data.nbytes:,} bytes, "
+                f"and stores {data.stored:,}; refused"
             )
     if total > FREE_BYTES and total > DEFLATE_RATIO * reader.size:
         raise WeightsError(f"{reader.name} declares {total:,} bytes of tensors and has {reader.size:,}; refused")

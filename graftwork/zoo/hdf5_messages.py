@@ -45,7 +45,7 @@ def unpack(form: struct.Struct, data: bytes, at: int = 0) -> tuple:
 
 
 def parse_space(data: bytes) -> tuple[int, ...]:
-    version, rank, flags = unpack(struct.Struct("<BBB"), data)
+    version, rank, _ = unpack(struct.Struct("<BBB"), data)
     if version not in (1, 2) or rank > RANK_CEILING:
         raise Damaged("an array's shape is unknown")
     if version == 2 and len(data) > 3 and data[3] == 2:

@@ -1,8 +1,8 @@
 """The order in which Keras lists the layers of a zoo network, which decides their numbers in `.weights.h5` files.
 
-Keras does not keep the order of creation: it sorts a graph's layers by their distance from the output, farthest first, and those
-of equal distance by when a walk from the output, depth first, meets them. The network is captured (nothing is computed) and
-its ops stand for Keras's layers.
+Keras does not keep the order of creation: it sorts a graph's layers by their distance from the output, farthest first, and
+those of equal distance by when a walk from the output, depth first, meets them. The network is captured (nothing is
+computed) and its ops stand for Keras's layers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .matching import Slot, own_slots
 from .weights_h5 import LayerSpec
 
 KINDS: dict[type[Module], str] = {
-    DepthwiseConv2d: "DepthwiseConv2D", SeparableConv2d: "SeparableConv2D", ConvTranspose2d: "Conv2DTranspose", Conv2d: "Conv2D",
-    Linear: "Dense", BatchNorm: "BatchNormalization", LayerNorm: "LayerNormalization", Embedding: "Embedding",
+    DepthwiseConv2d: "DepthwiseConv2D", SeparableConv2d: "SeparableConv2D", ConvTranspose2d: "Conv2DTranspose",
+    Conv2d: "Conv2D", Linear: "Dense", BatchNorm: "BatchNormalization", LayerNorm: "LayerNormalization", Embedding: "Embedding",
 }  # fmt: skip
 
 

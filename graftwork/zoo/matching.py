@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ..errors import WeightsError
 from ..nn import Conv2d, ConvTranspose2d, DepthwiseConv2d, Embedding, Linear, Module, SeparableConv2d, Tensor
 from ..nn.listing import Row, Shape, listing
@@ -116,7 +114,8 @@ def recounted(found: Mapping[str, Any], expected: Mapping[str, Any], kind: str) 
 
 @dataclass
 class Comparison:
-    """matched: (layer, position among the layer's expected tensors, values). rows: all that does not pair."""
+    """matched: (layer, position among the layer's expected tensors, values as they were given). rows: all that does not
+    pair."""
 
     matched: list[tuple[str, int, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -144,8 +143,9 @@ def _pair(expected: Sequence[str], found: Sequence[str]) -> list[int | None]:
 
 
 def compare(expected: Mapping[str, Sequence[tuple[str, Shape]]],
-            found: Mapping[str, Sequence[tuple[str, np.ndarray]]]) -> Comparison:  # fmt: skip
-    """Pair expected tensors with found ones; what is missing, unexpected or of another shape is listed, not raised."""
+            found: Mapping[str, Sequence[tuple[str, Any]]]) -> Comparison:  # fmt: skip
+    """Pair expected tensors with found ones, of which only `shape` is read; what is missing, unexpected or of another shape
+    is listed, not raised."""
     result = Comparison()
     for layer, wanted in expected.items():
         entries = found.get(layer, ())
@@ -165,5 +165,5 @@ def compare(expected: Mapping[str, Sequence[tuple[str, Shape]]],
     return result
 
 
-def _unexpected(layer: str, entries: Sequence[tuple[str, np.ndarray]], used: set[int | None]) -> list[Row]:
+def _unexpected(layer: str, entries: Sequence[tuple[str, Any]], used: set[int | None]) -> list[Row]:
     return [Row("unexpected", f"{layer} {n}", None, a.shape) for i, (n, a) in enumerate(entries) if i not in used]

@@ -37,8 +37,8 @@ class WeightsFile:
 class ModelEntry:
     """One model. `weights` maps a published or embedded name to where the file is (a path inside the package, or a URL).
 
-    `info` is what else is known; of it, `hashes` ({name: "md5:..." or "sha256:..."}; also as `md5` or `sha256`, {name: digits}) and
-    `sizes` ({name: bytes}) belong to the files, see `file`.
+    `info` is what else is known; of it, `hashes` ({name: "md5:..." or "sha256:..."}; also as `md5` or `sha256`, {name:
+    digits}) and `sizes` ({name: bytes}) belong to the files, see `file`.
     """
 
     name: str

@@ -133,8 +133,8 @@ def _value(stored: StoredArray, unpacked: np.ndarray | None, out: np.ndarray | N
 def read_weights(path: str | Path, lazy: bool = False) -> dict[str, list[tuple[str, Any]]]:
     """All tensors of an HDF5 file by layer: {layer name: [(weight name, array), ...]}.
 
-    lazy: arrays are read when they are asked for (`StoredArray`: `shape` and `dtype` are known, `read()` or `numpy.asarray` gives
-    the values). Raises WeightsError for a file that is damaged, or whose layout does not keep the layers' names.
+    lazy: arrays are read when they are asked for (`StoredArray`: `shape` and `dtype` are known, `read()` or `numpy.asarray`
+    gives the values). Raises WeightsError for a file that is damaged, or whose layout does not keep the layers' names.
     """
     return read_lazy(path) if lazy else read_layers(path)
 

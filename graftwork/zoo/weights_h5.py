@@ -1,8 +1,8 @@
 """Keras 3's layout of weights, `.weights.h5`, which `.keras` archives hold too.
 
-A layer is a group named after its class and counted in the model's order (`layers/conv2d`, `layers/conv2d_1`, ...); its tensors are
-`vars/0`, `vars/1`, .... Sub-layers are groups named after attributes (`forward_layer`, `query_dense`), nested models have `layers`
-again. Newer files keep the layer's own name in the attribute `name` of `vars`; some of Keras 2.13 say
+A layer is a group named after its class and counted in the model's order (`layers/conv2d`, `layers/conv2d_1`, ...); its
+tensors are `vars/0`, `vars/1`, .... Sub-layers are groups named after attributes (`forward_layer`, `query_dense`), nested
+models have `layers` again. Newer files keep the layer's own name in the attribute `name` of `vars`; some of Keras 2.13 say
 `_layer_checkpoint_dependencies` for `layers`.
 """
 
@@ -119,9 +119,9 @@ def arrange(tree: Node, layers: Sequence[LayerSpec],
             order: Callable[[], Sequence[LayerSpec]] | None = None) -> dict[str, Entries]:  # fmt: skip
     """The tensors of each layer of a model, given the model's layers in Keras's order.
 
-    Layers pair by name if the file keeps all names and knows no other ones, otherwise by class and number (in the order that
-    `order` gives, if it is given). Groups with tensors that belong to no layer come last, under their own names, so that whoever
-    compares sees them.
+    Layers pair by name if the file keeps all names and knows no other ones, otherwise by class and number (in the order
+    that `order` gives, if it is given). Groups with tensors that belong to no layer come last, under their own names, so
+    that whoever compares sees them.
     """
     groups = tree.layers or {key: child for key, child in tree.children.items() if key not in CONTAINERS}
     names = _names(groups)

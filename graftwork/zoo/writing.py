@@ -21,7 +21,8 @@ Entries = Sequence[tuple[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Form:
-    """How floating-point tensors are stored. dtype: "float32" (as they are), "float16", "bfloat16". compression: None, "gzip"."""
+    """How floating-point tensors are stored. dtype: "float32" (as they are), "float16", "bfloat16". compression: None,
+    "gzip"."""
 
     dtype: str = "float32"
     compression: str | None = None
