@@ -46,7 +46,9 @@ def decode_predictions(probabilities: Any, top: int = 5,
         raise ShapeError(f"decode_predictions: top={top}, expected at least 1")
     names = _names(labels, values.shape[1])
     order = np.argsort(-values, axis=1, kind="stable")[:, :top]
-    return [[Prediction(*names[i], probability=float(row[i])) for i in best] for row, best in zip(values, order, strict=True)]
+    return [
+        [Prediction(names[i][0], names[i][1], float(row[i])) for i in best] for row, best in zip(values, order, strict=True)
+    ]
 
 
 def _names(labels: Sequence[str] | str | Path | None, classes: int) -> list[tuple[str, str]]:
