@@ -1,9 +1,10 @@
 # `make demo` and `make test` need Python 3.11+, make and a network; they create .venv themselves.
 PYTHON ?= python3
 VENV := .venv
+PARITY := .venv-parity
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench gpu-check clean
+.PHONY: setup demo test lint parity bench gpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -22,6 +23,15 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Keras in an environment of its own; ARGS="resnet50 vgg16" limits it, ARGS="--resume" goes on after an interruption.
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python scripts/parity.py $(ARGS)
+
+$(PARITY)/.installed: pyproject.toml
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --editable . 'keras>=3.10' jax
+	touch $@
 
 # Every peer that is installed takes part: pip install '.[bench]', and a CPU build of torch.
 bench: setup

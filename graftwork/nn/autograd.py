@@ -27,6 +27,7 @@ next_seq = itertools.count(1).__next__
 class _Mode(threading.local):
     grad = True  # whether calls are recorded on the tape
     trace: Any = None  # the capture that this thread is in (nn.capture), if any
+    taps: dict[int, Any] | None = None  # what modules return, by id of those listened to (nn.modules.module.listen)
 
 
 mode = _Mode()

@@ -90,7 +90,7 @@ class Executable:
         steps: list[Step] = []
         for node, plan in planned:
             if node.op.view is not None:
-                dummies.place_view(node)
+                steps += dummies.place_view(node)
                 continue
             if node.op.name == "concat" and any(self._is_part(v, node) for v in node.inputs):
                 steps += [_copy_step(v, self.slices[node, i]) for i, v in enumerate(node.inputs) if not self._is_part(v, node)]
@@ -476,9 +476,17 @@ class _Dummies:
             self.known[value] = array
         return self.known[value]
 
-    def place_view(self, node: Node) -> None:
-        source = node.inputs[0]
+    def place_view(self, node: Node) -> list[Step]:
+        """Say where a view's values lie. A reshape of what is not in row-major order is no view: it reads a copy, which the
+        returned steps make."""
+        source, steps = node.inputs[0], []
+        lies = self.array(source)
+        if lies.size and not np.may_share_memory(lies, node.op.view(lies, **node.attrs)):  # type: ignore[misc]
+            copy = Value(f"{source.name}_copy", source.shape, source.dtype)
+            steps.append(_copy_step(source, copy))
+            source = copy
         self.executable.places[node.output] = Place(source, lambda x: node.op.view(x, **node.attrs))  # type: ignore[misc]
+        return steps
 
 
 def _is_slice(array: np.ndarray) -> bool:

@@ -101,13 +101,17 @@ def find(name: str) -> ModelEntry:
 
 
 def create(name: str, weights: str | Path | None = None, include_top: bool = True, pooling: str | None = None,
-           classes: int | None = None, input_shape: tuple[int, int, int] | None = None, **options: Any) -> Module:  # fmt: skip
+           classes: int | None = None, input_shape: tuple[int, int, int] | None = None, new_head: bool = False,
+           **options: Any) -> Module:  # fmt: skip
     """Build a model of the zoo.
 
     weights: None (random), an embedded or published name ("glyphs", "imagenet"), or a path to an HDF5 file.
     include_top: with the classifier (its output is logits) or only the trunk. pooling: without the top, None for the
     feature map, "avg" or "max" for one vector an image. classes, input_shape: of the classifier and (height, width,
-    channels) of images; the model's own by default. options: what only this model knows, such as MobileNetV2's `alpha`.
+    channels) of images; the model's own by default. With one channel, kernels for three are summed (`grey`).
+    new_head: load the trunk only and leave the classifier as it is initialised, for classes of your own:
+    `create("resnet50", weights="imagenet", classes=7, new_head=True)`. options: what only this model knows, such as
+    MobileNetV2's `alpha`.
     Raises ModelNotFound, ModelError for options that do not go together, WeightsError for a file that does not fit.
     """
     entry = find(name)
@@ -115,6 +119,10 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
         raise ModelError(f"pooling={pooling!r}; expected None, 'avg' or 'max'")
     if classes is not None and classes < 1:
         raise ModelError(f"classes={classes}; expected at least 1")
+    if new_head and (weights is None or not include_top):
+        raise ModelError("new_head=True puts a new classifier on a trained trunk: give weights=, and leave include_top=True")
+    if new_head and "top" not in entry.info:
+        raise ModelError(f"{name} does not say which layers are its classifier; register it with top=(...)")
     _check_options(entry, options)
     options |= {k: v for k, v in (("classes", classes), ("input_shape", input_shape)) if v is not None}
     with contextlib.nullcontext() if weights is None else init.values_follow():
@@ -122,9 +130,11 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
     if weights is not None:
         from .weights import load_weights
 
-        path = weights_path(entry, weights, include_top)
-        skip = () if include_top else tuple(entry.info.get("top", ()))
-        load_weights(model, path, skip=skip)
+        keep = include_top and not new_head
+        path = weights_path(entry, weights, keep)
+        load_weights(model, path, skip=() if keep else tuple(entry.info.get("top", ())))
+        if keep and str(weights) in entry.weights and "classes" in entry.info:
+            model.labels = tuple(entry.info["classes"])
     return model.eval()
 
 

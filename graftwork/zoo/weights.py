@@ -2,6 +2,10 @@
 
 A layer's name in files is its path in the model with slashes: `model.fire2.squeeze1x1` is "fire2/squeeze1x1". Models whose
 attributes cannot carry the names of their files hold a table `layer_names` (path -> name in files).
+
+Published files are older than the names that Keras gives today. Two attributes of a model say how to read them:
+`former_names`, (pattern, replacement) pairs that turn former names into today's, and `counted_names`, the classes whose layers
+Keras names and counts by itself.
 """
 
 from __future__ import annotations
@@ -17,9 +21,10 @@ import numpy as np
 from ..errors import ConfigError, WeightsError
 from ..nn import Module
 from ..nn.modules.module import fill
+from .grey import for_one_channel
 from .hdf5 import LazyLayers, StoredArray, read_layers, read_lazy
 from .layer_order import inner_specs, kind, layer_specs
-from .matching import Slot, compare, listing, own_slots
+from .matching import Slot, compare, listing, own_slots, recounted, renamed
 from .weights_h5 import LayerSpec
 from .writing import Form, write_layers, write_weights_h5
 
@@ -56,31 +61,41 @@ def layer_modules(model: Module) -> dict[str, Module]:
 
 def layer_slots(model: Module) -> dict[str, list[Slot]]:
     """The tensors of every layer that has some of its own, under its name in files, in the model's order."""
+    if hasattr(model, "file_slots"):  # a Keras model: its layers may have layers within
+        return model.file_slots()
     return {name: own_slots(module) for name, module in layer_modules(model).items()}
 
 
 def _read(model: Module, path: str | Path) -> LazyLayers:
     """A file's tensors by the names of the model's layers, values still in the file."""
+    from .keras.files import archive_weights  # it builds models, and so needs this file
+
+    source = archive_weights(Path(path)) or path
+    if hasattr(model, "file_specs"):
+        return model.file_order(read_lazy(source, model.file_specs()))
     modules = layer_modules(model)
     specs = [LayerSpec(name, kind(module), inner_specs(module)) for name, module in modules.items()]
-    return read_lazy(path, specs, lambda: layer_specs(model, modules))
+    return read_lazy(source, specs, lambda: layer_specs(model, modules))
 
 
 def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Sequence[str] = ()) -> LoadReport:
-    """Load an HDF5 weights or whole-model file into `model`, by layer names.
+    """Load an HDF5 weights or whole-model file, or a .keras archive, into `model`, by layer names.
 
     strict: every tensor of model and file must pair, or WeightsError lists what does not and nothing is changed.
     strict=False loads what fits. skip: layers (and all below them) to leave alone on both sides, for a new head on a
     trained trunk: `load_weights(model, path, skip=("classifier",))`. Values are converted to the model's dtypes.
     """
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    slots = _without(layer_slots(model), skip)
+    layers = layer_slots(model)
+    slots = _without(layers, skip)
     expected = {name: [(s.name, s.shape) for s in own] for name, own in slots.items()}
-    result = compare(expected, _without(_read(model, path), skip))
+    found = for_one_channel(model, _today(model, layers, _read(model, path)))
+    result = compare(expected, _without(found, skip))
     if strict and result.rows:
         raise WeightsError(
             f"{path} does not fit {type(model).__name__}; nothing was loaded:\n{listing(result.rows)}\n"
-            'To load what fits, say so: strict=False, or skip=("layer", ...) for layers to leave out.'
+            'To load what fits, say so: strict=False, or skip=("layer", ...) for layers to leave out. '
+            "A new classifier on a trained trunk: zoo.create(..., new_head=True)."
         )
     packed = {id(values): values.read() for _, _, values in result.matched if values.packed}  # damage shows before any change
     for layer, position, values in result.matched:
@@ -88,6 +103,14 @@ def load_weights(model: Module, path: str | Path, strict: bool = True, skip: Seq
         fill(slot.tensor, slot.shape, partial(_value, values, packed.get(id(values))))
     loaded = tuple(f"{layer} {slots[layer][position].name}" for layer, position, _ in result.matched)
     return LoadReport(loaded, *(tuple(result.names(kind)) for kind in ("missing", "unexpected", "mismatched")))
+
+
+def _today(model: Module, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file's layers under the names that `model` expects."""
+    found = renamed(found, getattr(model, "former_names", ()))
+    for counted in getattr(model, "counted_names", ()):
+        found = recounted(found, expected, counted)
+    return found
 
 
 def _without(layers: Mapping[str, Any], skip: Sequence[str]) -> dict[str, Any]:
@@ -130,13 +153,15 @@ def save_weights(model: Module, path: str | Path, attributes: Mapping[str, Any] 
     if layout is None:
         layout = "weights.h5" if str(path).endswith(".weights.h5") else "legacy"
     form = Form(dtype, compression)
-    modules = layer_modules(model)
     if layout == "legacy":
         layers = {
             layer: [(f"{layer}/{slot.name}:0", _stored(slot)) for slot in slots] for layer, slots in layer_slots(model).items()
         }
         write_layers(path, layers, attributes, form)
+    elif layout == "weights.h5" and hasattr(model, "file_entries"):
+        write_weights_h5(path, model.file_entries(), attributes, form)
     elif layout == "weights.h5":
+        modules = layer_modules(model)
         specs = layer_specs(model, modules)
         write_weights_h5(path, [(spec, _places(modules[spec.name])) for spec in specs], attributes, form)
     else:

@@ -118,7 +118,10 @@ def test_keras3_calls(x):
         run(config, None, x)
     entries[1]["module"] = "keras.layers"
     del entries[1]["config"]["trainable"]  # only operations on tensors lack it
-    with pytest.raises(ModelError, match="operation on tensors"):
+    entries[1]["inbound_nodes"] = [{"args": [kt("a"), 1.5], "kwargs": {}}]
+    np.testing.assert_allclose(run(config, None, x), x + np.float32(1.5))
+    entries[1]["class_name"] = "Einsum"
+    with pytest.raises(ModelError, match="operation on tensors, 'Einsum'"):
         run(config, None, x)
 
 
@@ -287,15 +290,14 @@ def test_random_damage_is_always_a_clear_error(model_file):
 
 
 def test_a_heap_of_strings_that_never_ends(model_file):
-    """An entry of size 0 among the strings keeps the HDF5 library busy for ever; it must not get to see it."""
+    """An entry of size 0 among the strings keeps the HDF5 library busy for ever; our reader only takes the entries it needs."""
     data = bytearray(model_file.read_bytes())
     at = data.index(b"GCOL") + 16
     while data[at : at + 2] != b"\0\0":  # up to the free space at the heap's end
         at += 16 + -(-int.from_bytes(data[at + 8 : at + 16], "little") // 8) * 8
     data[at + 8 : at + 16] = (16).to_bytes(8, "little")  # it ends at once, and zeros follow
     model_file.write_bytes(data)
-    with pytest.raises(WeightsError, match="heap of strings"):
-        load_keras(model_file)
+    assert load_keras(model_file).output_shape == (2,)
 
 
 def test_any_json_value_anywhere_is_a_clear_error():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +77,10 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward(); define it to say what the module computes")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        output = self.forward(*args, **kwargs)
+        if mode.taps is not None and id(self) in mode.taps:
+            mode.taps[id(self)] = output
+        return output
 
     # -- walking the tree --------------------------------------------------------------------------------------------
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -200,6 +205,26 @@ class Module:
         for name, child in self._modules.items():
             lines += [f"  {name}: {line}" if i == 0 else f"  {line}" for i, line in enumerate(repr(child).split("\n"))]
         return "\n".join(lines)
+
+
+def _heard(taps: dict[int, Any], module: Module) -> Any:
+    return taps[id(module)]
+
+
+@contextlib.contextmanager
+def listen(modules: Sequence[Module]) -> Iterator[Callable[[Module], Any]]:
+    """Inside the block, what each of `modules` returns is kept: the function given says it, or None before a module ran.
+
+    Of a module that runs several times, the last output counts. Per thread, so that others may use the same model meanwhile.
+    """
+    before, taps = mode.taps, {id(module): None for module in modules}
+    mode.taps = {**(before or {}), **taps}
+    try:
+        yield partial(_heard, mode.taps)
+    finally:
+        if before is not None:  # a block around this one may listen to the same modules
+            before.update({key: value for key, value in mode.taps.items() if key in before})
+        mode.taps = before
 
 
 def assign(target: Tensor, value) -> None:
