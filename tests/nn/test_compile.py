@@ -253,7 +253,8 @@ def test_structures_go_in_and_out():
 
 
 @pytest.mark.parametrize("view", [
-    lambda x: x.transpose((0, 2, 1)).reshape((2, 12)), lambda x: x[:, ::2].reshape((4, 4)), lambda x: x[:, :, ::-1].reshape((-1,)),
+    lambda x: x.transpose((0, 2, 1)).reshape((2, 12)), lambda x: x[:, ::2].reshape((4, 4)),
+    lambda x: x[:, :, ::-1].reshape((-1,)),
 ])  # fmt: skip
 def test_a_reshape_that_cannot_be_a_view_reads_fresh_values(view):
     """Of an argument and of a computed value; a copy made once, when the graph is bound, would hold what was there before."""

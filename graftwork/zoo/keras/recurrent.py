@@ -341,5 +341,5 @@ def time_distributed(c: LayerConfig, shapes: list[Shape]) -> Built:
     output = (shape[0], shape[1], *inner.output[1:])
     if any(c.masked) and inner.takes_mask:
         raise c.error("a mask over steps around a layer that takes masks itself is not supported")
-    spec = LayerSpec("layer", c.get("layer")["class_name"], inner.inner)
+    spec = LayerSpec("", c.get("layer")["class_name"], inner.inner)  # without a name: it is found by its attribute
     return one(partial(TimeDistributed, inner), output, below("layer", inner.weights), masks=same_mask, inner=(spec,))
