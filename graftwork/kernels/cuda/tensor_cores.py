@@ -143,3 +143,28 @@ def add_conv_weight_grad(b: Builder, x: View, g: View, out: View, conv: mma.Conv
     splits = _splits(m, conv.outputs, k, out.dtype.itemsize, b.processors)
     _first_that_can(b, lambda: wgmma.conv_weight_grad(x, g, out, conv, splits=splits, **common),
                     lambda: mma.conv_weight_grad(x, g, out, conv, arch=b.capability, **common))  # fmt: skip
+
+
+# -- int8 --------------------------------------------------------------------------------------------------------------
+
+
+def add_gemm_int8(b: Builder, left: View, right: View, out: View, extent: tuple[int, int, int], finish: mma.Finish) -> None:
+    """out (m, n) = finish(A B) with int32 sums; left: (m, k) and right: (n, k), dense int8."""
+    m, n, k = extent
+    common: dict[str, Any] = {"m": m, "n": n, "k": k, "dtype": "int8", "out_dtype": out.dtype.name, "a_k": True, "b_k": True,
+                              "lda": k, "ldb": k, "ldc": n, "batch_strides": (m * k, n * k, m * n), "finish": finish,
+                              "multiprocessors": b.processors, "workspace": _workspace(b)}  # fmt: skip
+    splits = _splits(m, n, k, 1, b.processors)
+    _first_that_can(b, lambda: wgmma.gemm(left, right, out, splits=splits, **common),
+                    lambda: mma.gemm(left, right, out, arch=b.capability, **common))  # fmt: skip
+
+
+def add_conv_int8(b: Builder, x: View, w: View, out: View, conv: mma.Conv, finish: mma.Finish) -> None:
+    """out = finish(convolution) with int32 sums; x: dense int8 NHWC, w: dense int8 HWIO."""
+    common: dict[str, Any] = {"out_dtype": out.dtype.name, "finish": finish, "multiprocessors": b.processors,
+                              "workspace": _workspace(b)}  # fmt: skip
+    packed = b.dense(_swapped(w))
+    _first_that_can(
+        b, lambda: wgmma.conv(x, packed, out, conv, dtype="int8", packed=True, splits=_conv_splits(b, conv, x), **common),
+        lambda: mma.conv_int8(x, packed, out, conv, arch=b.capability, **common),
+    )  # fmt: skip
