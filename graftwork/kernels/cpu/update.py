@@ -83,10 +83,10 @@ def average_step(a, part):
 
 
 def plan_sgd_update(
-    param: Spec, grad: Spec, buf: Spec, lr: Spec, *, out: None = None, momentum: float, nesterov: bool, weight_decay: float,
-    dampening: float,
+    param: Spec, grad: Spec, buf: Spec, lr: Spec, *more: Spec, out: None = None, momentum: float, nesterov: bool,
+    weight_decay: float, dampening: float,
 ) -> Plan | None:  # fmt: skip
-    if not all_float32(param, grad, buf, lr):
+    if more or not all_float32(param, grad, buf, lr):
         return None
     parts = parts_for(param.size, 2 * param.size)
 
@@ -98,10 +98,10 @@ def plan_sgd_update(
 
 
 def plan_adam_update(
-    param: Spec, grad: Spec, m: Spec, v: Spec, step: Spec, lr: Spec, *, out: None = None, beta1: float, beta2: float,
+    param: Spec, grad: Spec, m: Spec, v: Spec, step: Spec, lr: Spec, *more: Spec, out: None = None, beta1: float, beta2: float,
     epsilon: float, weight_decay: float, decoupled: bool,
 ) -> Plan | None:  # fmt: skip
-    if not all_float32(param, grad, m, v, step, lr):
+    if more or not all_float32(param, grad, m, v, step, lr):
         return None
     parts = parts_for(param.size, 6 * param.size)
 
@@ -130,19 +130,14 @@ def _as_float32(number: np.ndarray) -> np.ndarray:
     return np.asarray(number, np.float32)
 
 
-def sgd_update(
-    param: np.ndarray,
-    grad: np.ndarray,
-    buf: np.ndarray,
-    lr: np.ndarray,
-    *,
-    out: None = None,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    dampening: float,
-) -> None:
-    """One step of SGD as PyTorch defines it (Sutskever et al., 2013). Writes param, and buf with momentum."""
+def sgd_update(*arrays: np.ndarray, out: None = None, **attrs) -> None:
+    """One step of SGD as PyTorch defines it (Sutskever et al., 2013), for every (param, grad, buf) before the learning rate."""
+    for i in range(0, len(arrays) - 1, 3):
+        _sgd_one(*arrays[i : i + 3], arrays[-1], **attrs)
+
+
+def _sgd_one(param: np.ndarray, grad: np.ndarray, buf: np.ndarray, lr: np.ndarray, *, momentum: float, nesterov: bool,
+             weight_decay: float, dampening: float) -> None:  # fmt: skip
     if param.size >= PARALLEL_FROM and _flat(param, grad, buf):
         arrays = (param, grad, buf, _as_float32(lr))
         attrs = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "dampening": dampening}
@@ -156,25 +151,18 @@ def sgd_update(
     np.subtract(param, step * float(lr), param)
 
 
-def adam_update(
-    param: np.ndarray,
-    grad: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
-    step: np.ndarray,
-    lr: np.ndarray,
-    *,
-    out: None = None,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
-    decoupled: bool,
-) -> None:
-    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019).
+def adam_update(*arrays: np.ndarray, out: None = None, **attrs) -> None:
+    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019), for every
+    (param, grad, m, v, step) before the learning rate.
 
     Writes param, m and v. `step` counts from one and has already been incremented.
     """
+    for i in range(0, len(arrays) - 1, 5):
+        _adam_one(*arrays[i : i + 5], arrays[-1], **attrs)
+
+
+def _adam_one(param, grad, m, v, step, lr, *, beta1: float, beta2: float, epsilon: float, weight_decay: float,
+              decoupled: bool) -> None:  # fmt: skip
     if param.size >= PARALLEL_FROM and _flat(param, grad, m, v):
         arrays = (param, grad, m, v, _as_float32(step), _as_float32(lr))
         attrs = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay, "decoupled": decoupled}

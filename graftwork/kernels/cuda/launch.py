@@ -70,8 +70,19 @@ class View(NamedTuple):
         return self._replace(shape=tuple(shape), strides=tuple(strides), offset=self.offset + offset, alignment=alignment)
 
 
+class Pointers(NamedTuple):
+    """A table of pointers, passed by value: one a view, in order, then null pointers up to `length`."""
+
+    views: tuple[View, ...]
+    length: int
+
+    def addresses(self, pointers: dict[int, int]) -> np.ndarray:
+        found = [_address(v, pointers) for v in self.views]
+        return np.array(found + [0] * (self.length - len(found)), np.uint64)
+
+
 class Step(NamedTuple):
-    """One launch. Arguments are Views (passed as pointers), None (a null pointer), NumPy scalars,
+    """One launch. Arguments are Views (passed as pointers), None (a null pointer), Pointers, NumPy scalars,
     structures (np.void, bytes) and TensorMaps of Views. cluster: blocks of a cluster, which the kernel itself declares."""
 
     source: Source
@@ -258,6 +269,8 @@ def pack(arguments: Sequence[Any], pointers: dict[int, int]) -> Packed:
             a = np.uint64(_address(a, pointers))
         elif isinstance(a, TensorMap):
             a = encode(a, _address(a.array, pointers))
+        elif isinstance(a, Pointers):
+            a = a.addresses(pointers)
         elif a is None:  # a null pointer
             a = np.uint64(0)
         values.append(np.frombuffer(a, np.uint8) if isinstance(a, bytes) else np.asarray(a))
