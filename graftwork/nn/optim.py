@@ -15,7 +15,6 @@ from .modules.module import assign
 from .ops.update import ADAM_UPDATE, INCREMENT, SGD_UPDATE
 from .tensor import Tensor, tensor
 
-
 Entry = tuple[Tensor, Tensor, dict[str, Tensor]]  # a parameter, its gradient, its state
 
 

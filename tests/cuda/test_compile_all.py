@@ -10,7 +10,7 @@ from bench.cuda_resources import ARCHITECTURES, Usage, problems, steps_of, usage
 from graftwork.kernels.cuda import KERNELS, nvrtc
 
 WHERE_TIERS_DIFFER = ("sm_75", "sm_80", "sm_90a")  # the others launch what sm_80 does
-HUNGRY = ("gemm_mma.cu", "gemm_simt.cu", "conv_simt.cu", "winograd.cu", "depthwise.cu")  # near the limit of registers: everywhere
+HUNGRY = ("gemm_mma.cu", "gemm_simt.cu", "conv_simt.cu", "winograd.cu", "depthwise.cu")  # with most registers: everywhere
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

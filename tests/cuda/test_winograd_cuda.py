@@ -39,11 +39,13 @@ CASES = [
 @pytest.mark.parametrize("xs, outputs, padding", CASES, ids=str)
 def test_forward_and_input_gradient(always, xs, outputs, padding, rng):
     out = (xs[0], *(n + sum(p) - 2 for n, p in zip(xs[1:3], padding, strict=True)), outputs)
-    x, w, bias, residual, g = (rng.standard_normal(s).astype(np.float32) for s in (xs, (3, 3, xs[3], outputs), (outputs,), out, out))
+    shapes = (xs, (3, 3, xs[3], outputs), (outputs,), out, out)
+    x, w, bias, residual, g = (rng.standard_normal(s).astype(np.float32) for s in shapes)
     for op, inputs, shape, attrs in (("conv2d", (x, w, bias, residual), out, {"activation": "relu"}),
                                      ("conv2d_input_grad", (g, w), xs, {"input_shape": xs})):  # fmt: skip
         expected, found = np.empty(shape), np.full(shape, np.nan, np.float32)
-        kernels.get(op, variant="reference")(*(i.astype(np.float64) for i in inputs), out=expected, **geometry(padding), **attrs)
+        precise = [i.astype(np.float64) for i in inputs]
+        kernels.get(op, variant="reference")(*precise, out=expected, **geometry(padding), **attrs)
         kernels.get(op, device="cuda")(*inputs, out=found, **geometry(padding), **attrs)
         assert relative(found, expected) < LIMIT, op
     assert always.ran == ["winograd_filter", "winograd_input", "gemm_simt", "winograd_output"] * 2

@@ -40,7 +40,8 @@ def _signed(b: Builder, x: View, zero: int, padding=((0, 0), (0, 0))) -> View:
         ("out_width", "i4", made.shape[2]), ("top", "i4", top), ("left", "i4", left), ("zero", "i4", zero),
         ("count", "u8", made.size),
     ])  # fmt: skip
-    b.launch("quantized.cu", "signed_image", _defines(x, "i8", lanes), ceil_div(made.size // lanes, BLOCK), BLOCK, made, x, form)
+    blocks = ceil_div(made.size // lanes, BLOCK)
+    b.launch("quantized.cu", "signed_image", _defines(x, "i8", lanes), blocks, BLOCK, made, x, form)
     return made
 
 

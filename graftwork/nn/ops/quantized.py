@@ -109,7 +109,7 @@ QUANTIZED_MATMUL = Op(
 QUANTIZED_CONV2D = Op(
     "quantized_conv2d", infer=_conv_infer, samples=_conv_samples,
     cost=lambda x, w, *rest, **attrs: 2 * math.prod(_conv_infer(x, w, *rest, **attrs)[0]) * math.prod(w.shape[:3]),
-    doc="Convolution of int8 or uint8 x (NHWC) and int8 w (HWIO): inputs x, w, scale (out,) float32, bias (out,) int32 or none.",
+    doc="Convolution of int8 or uint8 x (NHWC) and int8 w (HWIO): inputs x, w, scale (out,) float32, bias (out,) int32 or none",
 )  # fmt: skip
 
 

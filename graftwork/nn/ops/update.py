@@ -65,7 +65,8 @@ SGD_UPDATE = Op("sgd_update", infer=_infer("sgd_update", 3), writes=(0, 2), repe
                     "learning rate (0-d).")  # fmt: skip
 ADAM_UPDATE = Op("adam_update", infer=_infer("adam_update", 5), writes=(0, 2, 3), repeats=5, cost=_cost, samples=_adam_samples,
                  doc="Adam step (Kingma and Ba 2014; decoupled: Loshchilov and Hutter 2017): param, m, v written. Inputs: "
-                     "param, grad, m, v, step (0-d, counted from 1), for one or more parameters; learning rate (0-d).")  # fmt: skip
+                     "param, grad, m, v, step (0-d, counted from 1), for one or more parameters; learning rate (0-d)."
+                 )  # fmt: skip
 INCREMENT = Op(
     "increment", infer=_increment_infer, writes=(0,), repeats=1, cost=lambda *counters: len(counters),
     samples=lambda rng: iter([Sample((np.asarray(3.0),), {}, False), Sample((np.asarray(3.0), np.asarray(5.0)), {}, False)]),
