@@ -33,6 +33,7 @@ class Recorder:
     def __init__(self, architecture: str):
         self.capability, self.processors = int(re.sub(r"\D", "", architecture)), 132
         self.steps: list[Step] = []
+        self.chip = ""  # nothing tuned
 
     def empty(self, shape, dtype) -> np.ndarray:
         return np.empty(shape, dtype)  # never touched, so it costs address space only

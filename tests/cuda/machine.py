@@ -18,7 +18,7 @@ class EmulatorMachine:
 
     def __init__(self, capability: int = 90, processors: int = 4, seed: int = 0):
         self.capability, self.processors, self.seed = capability, processors, seed
-        self.steps = 0
+        self.steps, self.chip = 0, ""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         made = np.empty(shape, dtype)

@@ -19,7 +19,8 @@ ACTIVATIONS = {
     "gelu": 8,
 }
 
-TYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bf16_t", "int8": "i8", "uint8": "u8", "int32": "i32"}  # names in types.cuh
+# The names in types.cuh, and sizes.
+TYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bf16_t", "int8": "i8", "uint8": "u8", "int32": "i32"}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "int32": 4}
 
 _I, _L, _F = ctypes.c_int32, ctypes.c_int64, ctypes.c_float

@@ -96,7 +96,7 @@ def _conv2d(b: Builder, x, w, bias, residual, out, stride, padding, dilation, gr
     elif tensor_cores.takes(b, x.dtype.name, tf32):
         conv = _shapes(x.shape, w.shape[:2], out.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv(b, x, w, out, conv, bias, residual, activation)
-    elif winograd.chosen(out, w, stride, dilation, groups):
+    elif winograd.chosen(b, "conv2d", out, w, stride, dilation, groups):
         winograd.add_forward(b, x, w, out, padding, bias, residual, activation)
     else:
         _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation)
@@ -179,7 +179,7 @@ def _input_grad(
     elif tensor_cores.takes(b, g.dtype.name, tf32):
         conv = _shapes(input_shape, w.shape[:2], g.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv_input_grad(b, g, w, out, conv)
-    elif winograd.chosen(out, w, stride, dilation, groups):
+    elif winograd.chosen(b, "conv2d_input_grad", out, w, stride, dilation, groups):
         winograd.add_input_grad(b, g, w, out, padding)
     else:
         _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups)

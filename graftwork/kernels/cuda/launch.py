@@ -114,10 +114,11 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class Builder:
-    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work."""
+    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work; `chip`: its
+    name and the driver's version, by which tuned choices are kept ("": none are looked up)."""
 
-    def __init__(self, slots: int, capability: int, processors: int):
-        self.capability, self.processors = capability, processors
+    def __init__(self, slots: int, capability: int, processors: int, chip: str = ""):
+        self.capability, self.processors, self.chip = capability, processors, chip
         self.steps: list[Step] = []
         self.scratch: list[Scratch] = []
         self._slots = itertools.count(slots)
@@ -215,10 +216,11 @@ def _filled(fields, values) -> Any:
 
 
 class Machine(Protocol):
-    """What runs steps: capability (10 * major + minor), processors (multiprocessors), and two methods."""
+    """What runs steps: capability (10 * major + minor), processors (multiprocessors), chip (as in Builder), and two methods."""
 
     capability: int
     processors: int
+    chip: str
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any: ...
 
@@ -240,6 +242,12 @@ class Gpu:
         self.processors = self.device.attributes["MultiProcessorCount"]
         self._launch = cupy.cuda.driver.launchKernel
         self._stream = cupy.cuda.get_current_stream
+
+    @functools.cached_property
+    def chip(self) -> str:
+        runtime = self._cupy.cuda.runtime
+        driver, name = runtime.driverGetVersion(), runtime.getDeviceProperties(self.number)["name"].decode()
+        return f"{name} (driver {driver // 1000}.{driver % 1000 // 10})"
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return empty(shape, dtype, self.number)
@@ -388,8 +396,14 @@ def kernel(describe: Callable) -> Callable:
     return fn
 
 
+def describe_anew(fn: Callable, arrays: Sequence[Any], out: Any, attrs: dict[str, Any]) -> Description:
+    """The steps of one call with one output, not kept: for measuring choices (`tuning.py`)."""
+    views = tuple([view_of(i, a) for i, a in enumerate((*arrays, out))])
+    return _describe(fn.describe, views, len(arrays), False, machine_of((*arrays, out)), attrs)  # type: ignore[attr-defined]
+
+
 def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:
-    builder = Builder(len(views), machine.capability, machine.processors)
+    builder = Builder(len(views), machine.capability, machine.processors, machine.chip)
     outs = views[inputs:]
     given = outs if many else outs[0] if outs else None
     describe(builder, *views[:inputs], out=given, **attrs)

@@ -255,4 +255,4 @@ def explain_load_failure(error: str, exact: str, compiler: tuple[int, int], driv
             f"Install a newer driver, or graftwork[cuda{driver[0]}]"
         )
     versions = f"driver CUDA {driver[0]}.{driver[1]}, NVRTC {compiler[0]}.{compiler[1]}"
-    return f"{about}; {versions}. Delete {cache_folder("cuda")} and try again"
+    return f"{about}; {versions}. Delete {cache_folder('cuda')} and try again"

@@ -19,9 +19,9 @@ def fits(w: View, stride, dilation, groups: int) -> bool:
     return w.dtype.name == "float32" and (*w.shape[:2], *stride, *dilation, groups) == (3, 3, 1, 1, 1, 1, 1)
 
 
-def chosen(out: View, w: View, stride, dilation, groups: int) -> bool:
-    """Whether it is used for a convolution (or an input gradient) with this result."""
-    return fits(w, stride, dilation, groups) and selection.winograd_pays(*out.shape[:3], w.shape[2], w.shape[3])
+def chosen(b: Builder, op: str, out: View, w: View, stride, dilation, groups: int) -> bool:
+    """Whether it is used for a convolution or an input gradient with this result."""
+    return fits(w, stride, dilation, groups) and selection.winograd(b, op, *out.shape[:3], w.shape[2], w.shape[3])
 
 
 def add_forward(b: Builder, x: View, w: View, out: View, padding, bias: View | None, residual: View | None, activation) -> None:
