@@ -128,7 +128,7 @@ def plugins() -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(), default=None, help="A table to add to, instead of this machine's own.")
 def tune(model: str, batch: int, device: str, output: str | None) -> None:
-    """Measure which kernel is fastest for each convolution of MODEL, and use those from now on. On a GPU, matrix products too."""
+    """Measure which kernel is fastest for each convolution of MODEL (on a GPU, each product too) and use those from now on."""
     from pathlib import Path
 
     import numpy as np

@@ -166,3 +166,9 @@ def test_a_label_or_position_out_of_range_gives_nan(emulated):
     assert np.isfinite(out[0]) and np.isnan(out[1])
     kernels.get("gather", device="cuda")(np.arange(4, dtype=np.float32), np.array([-4, 4]), out=out, axis=0)
     assert out[0] == 0 and np.isnan(out[1])
+    whole = np.full(2, 9, np.int32)  # which has no NaN
+    kernels.get("gather", device="cuda")(np.arange(5, 9, dtype=np.int32), np.array([-5, 3]), out=whole, axis=0)
+    assert whole.tolist() == [0, 8]
+    sums = np.full(2, 9, np.float32)  # what belongs nowhere is added nowhere
+    kernels.get("scatter_add", device="cuda")(np.ones(4, np.float32), np.array([0, 2, -3, -1]), out=sums, axis=0, size=2)
+    assert sums.tolist() == [1, 1]

@@ -114,8 +114,8 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class Builder:
-    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work; `chip`: its
-    name and the driver's version, by which tuned choices are kept ("": none are looked up)."""
+    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work; `chip`:
+    its name and the driver's version, by which tuned choices are kept ("": none are looked up)."""
 
     def __init__(self, slots: int, capability: int, processors: int, chip: str = ""):
         self.capability, self.processors, self.chip = capability, processors, chip

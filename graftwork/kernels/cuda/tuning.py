@@ -1,7 +1,7 @@
 """Measured choices on GPUs: what `graftwork tune --device cuda` found, kept by chip, driver, op, shape and dtype.
 
-`choose` is asked while a call is described, once for each form of a call, so that a table costs nothing afterwards. `tune` times
-the options of every question that a call asks, one question after the other, and returns what was fastest.
+`choose` is asked while a call is described, once for each form of a call, so that a table costs nothing afterwards. `tune`
+times the options of every question that a call asks, one question after the other, and returns the times.
 """
 
 from __future__ import annotations
