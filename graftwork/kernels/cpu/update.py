@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..plan import Plan, Spec, spec_of
@@ -82,32 +84,30 @@ def average_step(a, part):
 # -- plans. They have no outputs: `out` is None, and the inputs that are written must be contiguous ---------------------
 
 
-def plan_sgd_update(
-    param: Spec, grad: Spec, buf: Spec, lr: Spec, *more: Spec, out: None = None, momentum: float, nesterov: bool,
-    weight_decay: float, dampening: float,
-) -> Plan | None:  # fmt: skip
-    if more or not all_float32(param, grad, buf, lr):
+def plan_sgd_update(*specs: Spec, out: None = None, momentum: float, nesterov: bool, weight_decay: float,
+                    dampening: float) -> Plan | None:  # fmt: skip
+    numbers = (float(momentum), float(weight_decay), int(nesterov), 1.0 - dampening)
+    return _plan_updates(sgd_step, specs, 3, 2, numbers)
+
+
+def plan_adam_update(*specs: Spec, out: None = None, beta1: float, beta2: float, epsilon: float, weight_decay: float,
+                     decoupled: bool) -> Plan | None:  # fmt: skip
+    numbers = (float(beta1), float(beta2), float(epsilon), float(weight_decay), int(decoupled))
+    return _plan_updates(adam_step, specs, 5, 6, numbers)
+
+
+def _plan_updates(step, specs: Sequence[Spec], period: int, work: int, numbers: tuple) -> Plan | None:
+    """A row for each parameter: `period` arrays of it, then the learning rate. work: operations an element, for the threads."""
+    if not all_float32(*specs):
         return None
-    parts = parts_for(param.size, 2 * param.size)
 
     def bind(inputs, outputs, workspace):
-        numbers = (float(momentum), float(weight_decay), int(nesterov), 1.0 - dampening)
-        return [runtime.row(sgd_step, parts, parts, param.size, *inputs, *numbers)] if param.size else []
-
-    return Plan(bind)
-
-
-def plan_adam_update(
-    param: Spec, grad: Spec, m: Spec, v: Spec, step: Spec, lr: Spec, *more: Spec, out: None = None, beta1: float, beta2: float,
-    epsilon: float, weight_decay: float, decoupled: bool,
-) -> Plan | None:  # fmt: skip
-    if more or not all_float32(param, grad, m, v, step, lr):
-        return None
-    parts = parts_for(param.size, 6 * param.size)
-
-    def bind(inputs, outputs, workspace):
-        numbers = (float(beta1), float(beta2), float(epsilon), float(weight_decay), int(decoupled))
-        return [runtime.row(adam_step, parts, parts, param.size, *inputs, *numbers)] if param.size else []
+        rows = []
+        for i in range(0, len(specs) - 1, period):
+            if size := specs[i].size:
+                parts = parts_for(size, work * size)
+                rows.append(runtime.row(step, parts, parts, size, *inputs[i : i + period], inputs[-1], *numbers))
+        return rows
 
     return Plan(bind)
 
