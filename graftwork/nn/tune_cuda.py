@@ -37,10 +37,10 @@ def _tune_node(node: Node) -> dict[str, tuple[str, dict[str, float]]]:
     everything = (*arrays, out)
     machine = launch.machine_of(everything)
 
-    def describe():
-        return launch.describe_anew(fn, arrays, out, node.attrs)
+    def made():
+        return tuning.describe(fn, arrays, out, node.attrs)
 
-    return tuning.tune(describe, lambda description: seconds(lambda: launch.run(description, everything, machine)))
+    return tuning.tune(made, lambda description: seconds(lambda: launch.run(description, everything, machine)))
 
 
 def _random(shape, dtype) -> Any:

@@ -38,7 +38,7 @@ def machine(tmp_path, monkeypatch):
 
 def described() -> launch.Description:
     arrays = [np.zeros(s, np.float32) for s in (X, W)]
-    return launch.describe_anew(kernels.get("conv2d", device="cuda"), arrays, np.zeros(OUT, np.float32), ATTRS)
+    return tuning.describe(kernels.get("conv2d", device="cuda"), arrays, np.zeros(OUT, np.float32), ATTRS)
 
 
 def names(description: launch.Description) -> list[str]:
@@ -79,7 +79,7 @@ def test_tiles_and_splits_of_products_are_options():
 def _matmul(shapes, dtype=np.float32) -> launch.Description:
     arrays = [np.zeros(s, dtype) for s in shapes]
     out = np.zeros((shapes[0][0], shapes[1][1]), dtype)
-    return launch.describe_anew(kernels.get("matmul", device="cuda"), arrays, out, {})
+    return tuning.describe(kernels.get("matmul", device="cuda"), arrays, out, {})
 
 
 def test_tensor_core_tiles_are_options():
@@ -112,7 +112,7 @@ def test_every_option_computes_the_product(emulated, rng):
     fn, out = kernels.get("matmul", device="cuda"), np.empty((70, 36), np.float32)
 
     def describe():
-        return launch.describe_anew(fn, [a, b], out, {})
+        return tuning.describe(fn, [a, b], out, {})
 
     seen = []
 

@@ -216,11 +216,11 @@ def _filled(fields, values) -> Any:
 
 
 class Machine(Protocol):
-    """What runs steps: capability (10 * major + minor), processors (multiprocessors), chip (as in Builder), and two methods."""
+    """What runs steps: capability (10 * major + minor), processors (multiprocessors), and two methods."""
 
     capability: int
     processors: int
-    chip: str
+    chip: str  # as in Builder
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any: ...
 
@@ -394,12 +394,6 @@ def kernel(describe: Callable) -> Callable:
 
     fn.describe = describe  # type: ignore[attr-defined]
     return fn
-
-
-def describe_anew(fn: Callable, arrays: Sequence[Any], out: Any, attrs: dict[str, Any]) -> Description:
-    """The steps of one call with one output, not kept: for measuring choices (`tuning.py`)."""
-    views = tuple([view_of(i, a) for i, a in enumerate((*arrays, out))])
-    return _describe(fn.describe, views, len(arrays), False, machine_of((*arrays, out)), attrs)  # type: ignore[attr-defined]
 
 
 def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:

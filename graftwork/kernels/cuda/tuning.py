@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ...folders import cache_folder
 from .. import tables
+from . import launch
 
 
 class Question(NamedTuple):
@@ -61,32 +62,42 @@ def choose(chip: str, what: str, options: Sequence[str], usual: str) -> str:
     return found if found in options else usual
 
 
-def under(choices: Mapping[str, str], describe: Callable[[], Any]) -> tuple[Any, dict[str, Question]]:
-    """What `describe()` returns when these choices, and none of the table, hold; and all questions that it asked."""
+def describe(fn: Callable, arrays: Sequence[Any], out: Any, attrs: Mapping[str, Any]) -> launch.Description:
+    """The steps of one kernel call with one output, made anew."""
+    everything = (*arrays, out)
+    machine = launch.machine_of(everything)
+    builder = launch.Builder(len(everything), machine.capability, machine.processors, machine.chip)
+    views = [launch.view_of(i, a) for i, a in enumerate(everything)]
+    fn.describe(builder, *views[:-1], out=views[-1], **attrs)  # type: ignore[attr-defined]
+    return builder.finish()
+
+
+def under(choices: Mapping[str, str], made: Callable[[], Any]) -> tuple[Any, dict[str, Question]]:
+    """What `made()` returns when these choices, and none of the table, hold; and all questions that it asked."""
     global _trial
     before, _trial = _trial, Trial(choices)
     try:
-        return describe(), _trial.asked
+        return made(), _trial.asked
     finally:
         _trial = before
 
 
-def tune(describe: Callable[[], Any], seconds: Callable[[Any], float]) -> dict[str, tuple[str, dict[str, float]]]:
+def tune(made: Callable[[], Any], seconds: Callable[[Any], float]) -> dict[str, tuple[str, dict[str, float]]]:
     """For each question of a call, in the order it asks them: the usual option, and seconds by option.
 
-    describe() makes the call's description, seconds(description) times it. Each question is settled before the next one, which
+    made() makes the call's description, seconds(description) times it. Each question is settled before the next one, which
     may depend on it: first the method, then the tiles of that method.
     """
     settled: dict[str, str] = {}
     found: dict[str, tuple[str, dict[str, float]]] = {}
     while True:
-        _, asked = under(settled, describe)
+        _, asked = under(settled, made)
         key = next((k for k in asked if k not in settled), None)
         if key is None:
             return found
         times = {}
         for option in asked[key].options:
-            description, _ = under({**settled, key: option}, describe)
+            description, _ = under({**settled, key: option}, made)
             times[option] = seconds(description)
         found[key] = asked[key].usual, times
         settled[key] = min(times, key=times.__getitem__)
