@@ -17,7 +17,13 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/graftwork demo
 
-test: setup
+# NVIDIA's compiler and Numba's CUDA target, for tests that compile CUDA code; they need no GPU. Not for the demonstration.
+$(VENV)/.cuda-tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'nvidia-cuda-nvrtc>=13' 'numba-cuda>=0.4' \
+	  || echo "nvidia-cuda-nvrtc or numba-cuda not installed: tests that compile CUDA code are skipped"
+	touch $@
+
+test: setup $(VENV)/.cuda-tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup

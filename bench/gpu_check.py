@@ -26,8 +26,8 @@ import graftwork as gw
 from .common import RESULTS, machine, write, write_text
 
 ROOT = Path(__file__).parents[1]
-SECONDS = {"tests": 150, "sanitizer": 45, "gemm": 60, "conv": 150, "memory": 30, "launch": 10, "networks": 110}
-MEASURED = ("gemm", "conv", "memory", "launch", "networks")
+SECONDS = {"tests": 150, "sanitizer": 45, "gemm": 60, "int8": 20, "conv": 150, "memory": 30, "launch": 10, "networks": 110}
+MEASURED = ("gemm", "int8", "conv", "memory", "launch", "networks")
 
 
 # -- parts in processes of their own -----------------------------------------------------------------------------------

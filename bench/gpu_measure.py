@@ -27,6 +27,7 @@ GEMMS = (  # m, n, k, whether A and B are stored transposed
     (4096, 4096, 4096, "tn"), (16, 4096, 4096, "nn"), (4096, 16, 4096, "nn"), (1, 4096, 25088, "nn"), (100352, 64, 576, "nn"),
     (256, 256, 65536, "nn"),
 )  # fmt: skip
+INT8 = ((1024, 1024, 1024), (4096, 4096, 4096), (8192, 8192, 8192), (25088, 512, 4608))  # m, n, k
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 CONV_BATCH = 32
 BATCHES = (1, 32, 256)
@@ -181,6 +182,35 @@ def _gemm_row(bench: Bench, m: int, n: int, k: int, stored: str, dtype: str) -> 
         peer = bench.seconds(lambda: bench.torch.matmul(ta, tb, out=result))
         error = difference(out[:256].get(), result[:256].float().cpu().numpy())
     return _row(2.0 * m * n * k, ours, peer, dtype=dtype, shape=f"{m}x{n}x{k} {stored}", difference=error)
+
+
+def int8(bench: Bench, budget: Budget) -> dict:
+    """8-bit products, requantised, beside PyTorch's, which stop at the int32 sums. Compared with the reference, exactly."""
+    rows, left_out = [], 0
+    for m, n, k in INT8:
+        if budget.left():
+            rows.append(_int8_row(bench, m, n, k))
+        else:
+            left_out += 1
+    return {"rows": rows, "summary": summary_of(rows), "left_out": left_out}
+
+
+def _int8_row(bench: Bench, m: int, n: int, k: int) -> dict:
+    x, w = (bench.cupy.asarray(np.random.default_rng(0).integers(-127, 128, s).astype(np.int8)) for s in ((m, k), (k, n)))
+    scale = bench.cupy.asarray(np.full(n, 1e-3, np.float32))
+    out = launch.empty((m, n), np.int8)
+    attrs: dict[str, Any] = {"x_scale": 0.1, "x_zero_point": 0, "out_scale": 0.2, "out_zero_point": 3}
+    attrs |= {"low": 0.0, "high": None, "dtype": "int8"}
+    fn = kernels.get("quantized_matmul", device="cuda")
+    ours = bench.seconds(lambda: fn(x, w, scale, out=out, **attrs))
+    expected = np.empty((min(m, 16), n), np.int8)
+    kernels.get("quantized_matmul", variant="reference")(x.get()[:16], w.get(), scale.get(), out=expected, **attrs)
+    wrong = int((out.get()[:16] != expected).sum())
+    peer = None
+    if bench.torch is not None:
+        a, b = bench.peer(x), bench.peer(w)
+        peer = bench.seconds(lambda: bench.torch._int_mm(a, b))
+    return _row(2.0 * m * n * k, ours, peer, dtype="int8", shape=f"{m}x{n}x{k}", wrong_values=wrong)
 
 
 # -- convolutions ------------------------------------------------------------------------------------------------------
@@ -420,4 +450,4 @@ def _network_row(bench: Bench, name: str, model: Any, peer: Any, batch: int, dty
     return row | {"peer_ms": theirs * 1e3, "ratio": theirs / ours, "difference": difference(logits, expected)}
 
 
-PARTS = {"gemm": gemm, "conv": conv, "memory": memory, "launch": launch_part, "networks": networks}
+PARTS = {"gemm": gemm, "int8": int8, "conv": conv, "memory": memory, "launch": launch_part, "networks": networks}

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -193,9 +194,10 @@ def plugins() -> None:
 @main.command()
 @click.argument("model")
 @click.option("--batch", default=1, show_default=True, help="Images at a time.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(), default=None, help="A table to add to, instead of this machine's own.")
-def tune(model: str, batch: int, output: str | None) -> None:
-    """Measure which kernel is fastest for each convolution of MODEL, and use those from now on."""
+def tune(model: str, batch: int, device: str, output: str | None) -> None:
+    """Measure which kernel is fastest for each convolution of MODEL (on a GPU, each product too) and use those from now on."""
     from pathlib import Path
 
     import numpy as np
@@ -203,20 +205,29 @@ def tune(model: str, batch: int, output: str | None) -> None:
     from rich.progress import Progress
     from rich.table import Table
 
-    from . import compile, no_grad, tensor, zoo
-    from .kernels.cpu import tuning
+    from . import compile, cuda, no_grad, tensor, zoo
     from .nn import tune as measuring
 
+    run: Callable[..., Any]
+    keep: Callable[..., Path]
+    if device == "cuda":
+        if not cuda.is_available():
+            raise click.ClickException(f"no GPU to tune for: {cuda.why_not()}")
+        from .kernels.cuda.tuning import keep
+        from .nn.tune_cuda import tune as run
+    else:
+        from .kernels.cpu.tuning import keep
+        from .nn.tune import tune as run
     network = zoo.create(model)
     with no_grad():
         graph = compile(network).graph(tensor(np.zeros((batch, *network.input_shape), np.float32)))
     with Progress(transient=True) as bar:
-        job = bar.add_task("timing convolutions")
-        choices = measuring.tune(graph, lambda done, total: bar.update(job, completed=done, total=total))
+        job = bar.add_task("timing convolutions" if device == "cpu" else "timing products and convolutions")
+        choices = run(graph, lambda done, total: bar.update(job, completed=done, total=total))
     table = Table("convolution", "heuristic, us", "fastest", "us", "")
     for c in choices:
         table.add_row(c.key, f"{c.times[c.heuristic]:.1f}", c.best, f"{c.times[c.best]:.1f}", "new choice" if c.changed else "")
-    path = tuning.keep(measuring.winners(choices), None if output is None else Path(output))
+    path = keep(measuring.winners(choices), None if output is None else Path(output))
     Console().print(table)
     click.echo(f"{sum(c.changed for c in choices)} of {len(choices)} choices changed; kept in {path}")
 

@@ -209,7 +209,7 @@ class Trace:
             op._resolve(tensors)  # explains
         op._require_one_device(tensors)
         node = self.graph.append(op, [self.value_of(t) for t in tensors], attrs, user_line())
-        for i in op.writes:
+        for i in op.written(len(node.inputs)):
             self._note_write(node, node.inputs[i], tensors[i])
         if not node.outputs:
             return None

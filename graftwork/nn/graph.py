@@ -68,7 +68,7 @@ class Node:
     @property
     def writes(self) -> list[Value]:
         """The inputs that this node changes in place."""
-        return [self.inputs[i] for i in self.op.writes]
+        return [self.inputs[i] for i in self.op.written(len(self.inputs))] if self.op.writes else []
 
     @property
     def flops(self) -> int:

@@ -64,6 +64,25 @@ def test_a_training_step_equals_the_cpu(gpu, optimizer, rng):
         np.testing.assert_allclose(states[1][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("make", [lambda p: nn.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: nn.optim.Adam(p, lr=0.1)])
+def test_updates_of_many_tensors_are_few_launches(gpu, emulated, make, rng):
+    """Seventy parameters of odd sizes: a table takes 64. The counters of Adam need two launches as well."""
+    values = [rng.standard_normal(1 + 37 * (i % 5)).astype(np.float32) for i in range(70)]
+    results = []
+    for device in ("cpu", "cuda"):
+        parameters = [nn.Parameter(v.copy()).to(device) for v in values]
+        steps = make(parameters)
+        for p, v in zip(parameters, values, strict=True):
+            p.grad = gw.tensor(v[::-1].copy(), device=device)
+        for _ in range(2):
+            emulated.steps = 0
+            steps.step()
+        results.append([p.numpy() for p in parameters])
+    assert emulated.steps == (2 if isinstance(steps, nn.optim.SGD) else 4)
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
 def test_state_goes_in_and_out(gpu):
     model = nn.Linear(3, 2).to("cuda")
     steps = nn.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

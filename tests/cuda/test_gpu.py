@@ -23,7 +23,7 @@ def on_gpu(op, arrays, attrs, fn):
     specs = op.infer(*arrays, **attrs)
     outs = None if specs is None else [cupy.full(shape, 3, dtype) for shape, dtype in (specs if op.multi else [specs])]
     fn(*arrays, out=None if outs is None else tuple(outs) if op.multi else outs[0], **attrs)
-    return [o.get() for o in [*(outs or []), *(arrays[i] for i in op.writes)]]
+    return [o.get() for o in [*(outs or []), *(arrays[i] for i in op.written(len(arrays)))]]
 
 
 @pytest.mark.parametrize("op, sample, dtype, layout", [c for c in cases() if c.values[3] == "contiguous"])

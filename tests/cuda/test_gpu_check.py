@@ -122,6 +122,12 @@ def test_gemm_dry(dry, monkeypatch):
     assert gpu_measure.gemm(dry, gpu_measure.Budget(-1)) == {"rows": [], "summary": {}, "left_out": 9}
 
 
+def test_int8_dry(dry, monkeypatch):
+    monkeypatch.setattr(gpu_measure, "INT8", ((8, 16, 32), (5, 6, 7)))
+    found = run("int8", dry)
+    assert [r["wrong_values"] for r in found["rows"]] == [0, 0] and found["rows"][0]["tflops"] > 0
+
+
 def test_conv_dry(dry, monkeypatch):
     from bench.layers import Call
 

@@ -1,12 +1,12 @@
-"""Convolution and its gradients on the GPU in strict precision: implicit matrix products (`simt.cuh`), depthwise ones
-directly."""
+"""Convolution and its gradients on the GPU in strict precision: implicit matrix products (`simt.cuh`), 3 x 3 ones
+by Winograd's method where that pays, depthwise ones directly."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from . import tensor_cores
+from . import tensor_cores, winograd
 from .arguments import activation_code
 from .gemm import Call, Extent, describe_gemm, fast_divide, launch_product, rows_form
 from .launch import Builder, View, c_type, ceil_div, dense_strides, kernel, structure, vector_width
@@ -96,6 +96,8 @@ def _conv2d(b: Builder, x, w, bias, residual, out, stride, padding, dilation, gr
     elif tensor_cores.takes(b, x.dtype.name, tf32):
         conv = _shapes(x.shape, w.shape[:2], out.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv(b, x, w, out, conv, bias, residual, activation)
+    elif winograd.chosen(b, "conv2d", out, w, stride, dilation, groups):
+        winograd.add_forward(b, x, w, out, padding, bias, residual, activation)
     else:
         _implicit_forward(b, x, w, bias, residual, out, stride, padding, dilation, groups, activation)
 
@@ -177,6 +179,8 @@ def _input_grad(
     elif tensor_cores.takes(b, g.dtype.name, tf32):
         conv = _shapes(input_shape, w.shape[:2], g.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv_input_grad(b, g, w, out, conv)
+    elif winograd.chosen(b, "conv2d_input_grad", out, w, stride, dilation, groups):
+        winograd.add_input_grad(b, g, w, out, padding)
     else:
         _implicit_input_grad(b, g, w, out, stride, padding, dilation, groups)
 

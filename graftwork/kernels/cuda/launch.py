@@ -70,8 +70,19 @@ class View(NamedTuple):
         return self._replace(shape=tuple(shape), strides=tuple(strides), offset=self.offset + offset, alignment=alignment)
 
 
+class Pointers(NamedTuple):
+    """A table of pointers, passed by value: one a view, in order, then null pointers up to `length`."""
+
+    views: tuple[View, ...]
+    length: int
+
+    def addresses(self, pointers: dict[int, int]) -> np.ndarray:
+        found = [_address(v, pointers) for v in self.views]
+        return np.array(found + [0] * (self.length - len(found)), np.uint64)
+
+
 class Step(NamedTuple):
-    """One launch. Arguments are Views (passed as pointers), None (a null pointer), NumPy scalars,
+    """One launch. Arguments are Views (passed as pointers), None (a null pointer), Pointers, NumPy scalars,
     structures (np.void, bytes) and TensorMaps of Views. cluster: blocks of a cluster, which the kernel itself declares."""
 
     source: Source
@@ -103,10 +114,11 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class Builder:
-    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work."""
+    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work; `chip`:
+    its name and the driver's version, by which tuned choices are kept ("": none are looked up)."""
 
-    def __init__(self, slots: int, capability: int, processors: int):
-        self.capability, self.processors = capability, processors
+    def __init__(self, slots: int, capability: int, processors: int, chip: str = ""):
+        self.capability, self.processors, self.chip = capability, processors, chip
         self.steps: list[Step] = []
         self.scratch: list[Scratch] = []
         self._slots = itertools.count(slots)
@@ -208,6 +220,7 @@ class Machine(Protocol):
 
     capability: int
     processors: int
+    chip: str  # as in Builder
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any: ...
 
@@ -229,6 +242,12 @@ class Gpu:
         self.processors = self.device.attributes["MultiProcessorCount"]
         self._launch = cupy.cuda.driver.launchKernel
         self._stream = cupy.cuda.get_current_stream
+
+    @functools.cached_property
+    def chip(self) -> str:
+        runtime = self._cupy.cuda.runtime
+        driver, name = runtime.driverGetVersion(), runtime.getDeviceProperties(self.number)["name"].decode()
+        return f"{name} (driver {driver // 1000}.{driver % 1000 // 10})"
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return empty(shape, dtype, self.number)
@@ -258,6 +277,8 @@ def pack(arguments: Sequence[Any], pointers: dict[int, int]) -> Packed:
             a = np.uint64(_address(a, pointers))
         elif isinstance(a, TensorMap):
             a = encode(a, _address(a.array, pointers))
+        elif isinstance(a, Pointers):
+            a = a.addresses(pointers)
         elif a is None:  # a null pointer
             a = np.uint64(0)
         values.append(np.frombuffer(a, np.uint8) if isinstance(a, bytes) else np.asarray(a))
@@ -376,7 +397,7 @@ def kernel(describe: Callable) -> Callable:
 
 
 def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:
-    builder = Builder(len(views), machine.capability, machine.processors)
+    builder = Builder(len(views), machine.capability, machine.processors, machine.chip)
     outs = views[inputs:]
     given = outs if many else outs[0] if outs else None
     describe(builder, *views[:inputs], out=given, **attrs)
