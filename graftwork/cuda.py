@@ -81,6 +81,13 @@ def adopt(array):
     return cupy.asarray(array) if hasattr(array, "__cuda_array_interface__") else cupy.from_dlpack(array)
 
 
+def is_foreign(array) -> bool:
+    """Whether a CuPy array looks at memory that CuPy does not own (see `adopt`): others may change it at any time."""
+    import cupy
+
+    return isinstance(array.data.mem, cupy.cuda.memory.UnownedMemory)
+
+
 def _require(number: int) -> None:
     if (problem := _problem()) is not None:
         raise DeviceError(f'device "cuda:{number}" is not usable: {problem}')

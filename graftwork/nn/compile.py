@@ -30,7 +30,8 @@ from .modules.module import Module
 from .optim import Optimizer
 from .profiling import report_runs
 from .reach import PLAIN, Reach, frozen
-from .tensor import Tensor
+from .rng import default_state
+from .tensor import Tensor, tensor
 
 if TYPE_CHECKING:
     from .capture import Place
@@ -47,6 +48,9 @@ def compile(target: Callable) -> Compiled:
     which share memory with nothing; only a tensor that is returned as it was given (an argument, a parameter) is itself.
     Works as a decorator. Raises CaptureError with the user's line for what cannot be captured (a branch on a tensor's value,
     `.item()`, attributes assigned inside `forward`, a list that grows); ConfigError if `target` is no function.
+
+    On a GPU, replays are CUDA graphs and do not wait for their end; a kernel that cannot be recorded makes them lists of
+    launches, which a warning says once. Positions and labels out of range give NaN there, as in eager mode.
 
     Weights may change at any time through ops, optimisers, `load_state_dict` and `numpy()`. Where something has been computed
     ahead from them, arrays that `numpy()` gave out become read-only. What is written into the raw `tensor.data` goes unnoticed.
@@ -152,6 +156,8 @@ class Compiled:
 
     def _capture(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> Entry:
         start = time.perf_counter()
+        for t in tensors:
+            default_state(t.device)  # a GPU's generator is made when it is first asked for, which may not be inside
         captured = capture(self.target, self._name, lambda trace: _stand_ins(trace, self.target, args, kwargs), self._reach,
                            _flatten_output)  # fmt: skip
         entry = Entry(captured, len(tensors))
@@ -166,9 +172,15 @@ class Compiled:
 
 def executable(graph: Graph) -> Executable:
     """The graph, optimised and planned. (Numba loads with the first one, not with `import graftwork`.)"""
-    from .lower import Executable
+    graph = passes.optimise(graph)
+    if graph.device == "cpu":
+        from .lower import Executable
 
-    made = Executable(passes.optimise(graph))
+        made = Executable(graph)
+    else:
+        from .lower_cuda import CudaExecutable
+
+        made = CudaExecutable(graph)
     if os.environ.get("GRAFTWORK_DEBUG") == "2":
         report_runs(made)
     return made
@@ -297,15 +309,16 @@ class _BackwardPass:
         with self.lock:
             if self.executable is None:
                 self.executable = executable(self.backward_graph)
-        incoming = [np.zeros(*spec) if gi is None else gi.data for gi, spec in zip(g, self.specs, strict=True)]
-        arrays = self.executable.run([*incoming, *(t.data for t in kept[:given])])
+        device = self.backward_graph.device
+        incoming = [tensor(np.zeros(*spec), device=device) if gi is None else gi for gi, spec in zip(g, self.specs, strict=True)]
+        arrays = self.executable.run([t.data for t in (*incoming, *kept[:given])])
         asked = {i for i, gi in enumerate(g) if gi is not None}  # who depends on none of these has no gradient, not a zero one
         return [None if asked.isdisjoint(r) else Tensor(a) for r, a in zip(self.reached, arrays, strict=True)]
 
 
 def _part(whole: Graph, nodes: list, inputs: list[Value], outputs: list[Value], name: str | None = None) -> Graph:
     """The graph of some of the nodes, with copies of the values that become its inputs."""
-    part = Graph(name or whole.name)
+    part = Graph(name or whole.name, whole.device, whole.precision)
     part._names = dict(whole._names)
     part.states, part.constants = dict(whole.states), dict(whole.constants)
     stand_ins = {v: Value(v.name, v.shape, v.dtype) for v in inputs}

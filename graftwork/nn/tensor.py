@@ -331,6 +331,16 @@ def device_of(array) -> str:
     return device if isinstance(device, str) else f"cuda:{device.id}"
 
 
+def device_number(device: str) -> int:
+    """The number of a GPU: 1 for "cuda:1", 0 for "cuda"."""
+    return int(device.partition(":")[2] or 0)
+
+
+def host(array) -> np.ndarray:
+    """The values of an array as a NumPy array: itself, or a copy from a GPU."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
 def as_dtype(dtype) -> np.dtype:
     """A dtype from its name, type or np.dtype; DTypeError names what is supported."""
     try:

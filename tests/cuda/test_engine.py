@@ -13,24 +13,6 @@ from graftwork import nn
 from graftwork.errors import DeviceError, DeviceMemoryError, DTypeError, KernelError
 from graftwork.kernels.cuda import launch
 from graftwork.nn import functional as F
-from graftwork.nn.op import OPS
-
-
-@pytest.fixture
-def gpu(monkeypatch, emulated):
-    """Tensors can be placed on "cuda"."""
-    from graftwork.nn import rng
-
-    cupy = fake_cupy.module()
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(gw.cuda, "_problem", lambda: None)
-    monkeypatch.setattr(launch, "stand_in", None)  # the CPU's arrays are no GPU arrays here
-    monkeypatch.setattr(launch, "gpu", lambda number: emulated)
-    emulated.empty = lambda shape, dtype: cupy.empty(shape, dtype)
-    yield cupy
-    rng._on_devices.clear()
-    for op in OPS.values():
-        op.table.pop(fake_cupy.ndarray, None)
 
 
 class Net(nn.Module):

@@ -3,8 +3,7 @@
 A kernel module describes an op as a pure function of shapes: `describe(b, *views, out=view, **attrs)`, where `b` is a Builder
 that collects steps (source file, macros, grid, block, arguments) and scratch arrays. `@kernel` turns it into what the registry
 wants, `fn(*arrays, out=..., **attrs)`: the steps are kept by shapes, strides, dtypes, alignments and attributes, so that a
-second
-call of the same form only fills in pointers. A Machine runs steps: `Gpu` through CuPy here, an emulator in the tests.
+second call of the same form only fills in pointers. A Machine runs steps: `Gpu` through CuPy here, an emulator in the tests.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from .loader import Source
 from .tensor_map import TensorMap, encode
 
 VECTOR = 16  # bytes: the widest access of one thread
+WORKSPACE = 256  # bytes: what scratch arrays of a bound call are aligned to, as the driver's own allocations are
 _GRID = (2**31 - 1, 65535, 65535)
 
 
@@ -204,7 +204,10 @@ def _filled(fields, values) -> Any:
 
 
 class Machine(Protocol):
-    """What runs steps: capability (10 * major + minor), processors (multiprocessors), and two methods."""
+    """What runs steps: capability (10 * major + minor), processors (multiprocessors), and three methods.
+
+    bind: everything about a step that can be done once (compiling, tensor maps, packing); the result launches it.
+    """
 
     capability: int
     processors: int
@@ -212,6 +215,8 @@ class Machine(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any: ...
 
     def run(self, step: Step, pointers: dict[int, int]) -> None: ...
+
+    def bind(self, step: Step, pointers: dict[int, int]) -> Callable[[], None]: ...
 
 
 stand_in: Machine | None = None  # tests put an emulator here; it takes NumPy arrays
@@ -234,9 +239,13 @@ class Gpu:
         return empty(shape, dtype, self.number)
 
     def run(self, step: Step, pointers: dict[int, int]) -> None:
+        self.bind(step, pointers)()
+
+    def bind(self, step: Step, pointers: dict[int, int]) -> Callable[[], None]:
         handle = loader.function(self.number, step.source, step.kernel, step.shared)
         packed = pack(step.arguments, pointers)
-        self._launch(handle, *step.grid, *step.block, step.shared, self._stream().ptr, packed.address, 0)
+        form = (handle, *step.grid, *step.block, step.shared)
+        return lambda: self._launch(*form, self._stream().ptr, packed.address, 0)
 
 
 class Packed:
@@ -315,11 +324,12 @@ def machine_of(arrays: Sequence[Any]) -> Machine:
         places = ", ".join("cpu" if isinstance(a, np.ndarray) else f"cuda:{a.device.id}" for a in arrays)
         raise DeviceError(f"a CUDA kernel needs all arrays on one GPU, these are on {places}; move them with x.to(...)")
     number = numbers.pop()
-    _require_current(number)
+    require_current(number)
     return gpu(number)
 
 
-def _require_current(number: int) -> None:
+def require_current(number: int) -> None:
+    """Raise DeviceError unless GPU `number` is the one that launches go to."""
     import cupy
 
     if (current := cupy.cuda.runtime.getDevice()) != number:
@@ -355,8 +365,7 @@ def kernel(describe: Callable) -> Callable:
     """The registry's function `fn(*arrays, out=..., **attrs)` from `describe(builder, *views, out=..., **attrs)`."""
     kept: dict[Any, Description] = {}
 
-    @functools.wraps(describe)
-    def fn(*arrays: Any, out: Any = None, **attrs: Any) -> None:
+    def described(arrays: tuple, out: Any, attrs: dict[str, Any]) -> tuple[Description, tuple, Machine]:
         many = isinstance(out, tuple)
         outs = out if many else () if out is None else (out,)
         everything = (*arrays, *outs)
@@ -369,10 +378,44 @@ def kernel(describe: Callable) -> Callable:
             if len(kept) >= 4096:  # a program with ever new shapes must not grow without end
                 kept.clear()
             kept[form] = description
-        run(description, everything, machine)
+        return description, everything, machine
+
+    @functools.wraps(describe)
+    def fn(*arrays: Any, out: Any = None, **attrs: Any) -> None:
+        run(*described(arrays, out, attrs))
 
     fn.describe = describe  # type: ignore[attr-defined]
+    fn.bind = lambda *arrays, out=None, **attrs: Bound(*described(arrays, out, attrs))  # type: ignore[attr-defined]
     return fn
+
+
+class Bound:
+    """A kernel call on arrays that keep their places, for replaying: described once, launched any number of times.
+
+    `workspace` bytes of scratch memory are the caller's to give (`place`), so that a launch allocates nothing and may be
+    recorded into a CUDA graph.
+    """
+
+    def __init__(self, description: Description, arrays: Sequence[Any], machine: Machine):
+        self._description, self._machine = description, machine
+        self._kept = arrays  # their addresses are in use
+        self._offsets: dict[int, int] = {}
+        self.workspace = 0
+        for s in description.scratch:
+            self._offsets[s.slot] = self.workspace
+            self.workspace += ceil_div(math.prod(s.shape) * s.dtype.itemsize, WORKSPACE) * WORKSPACE
+        self._launches: list[Callable[[], None]] = []
+
+    def place(self, address: int) -> None:
+        """Bind all steps, with the scratch arrays at an address that is a multiple of WORKSPACE. Compiles what is new."""
+        pointers = {i: address_of(a) for i, a in enumerate(self._kept)}
+        pointers.update({slot: address + offset for slot, offset in self._offsets.items()})
+        self._launches = [self._machine.bind(step, pointers) for step in self._description.steps]
+
+    def launch(self) -> None:
+        """Launch all steps in order on the current stream."""
+        for launch in self._launches:
+            launch()
 
 
 def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:

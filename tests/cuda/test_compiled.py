@@ -1,0 +1,234 @@
+"""Compiled replay on a GPU: `gw.compile` with CUDA tensors, on the emulator, with launches that are recorded and replayed later."""
+
+from __future__ import annotations
+
+import gc
+
+import fake_cupy
+import numpy as np
+import pytest
+from test_engine import Net
+
+import graftwork as gw
+from graftwork import nn
+from graftwork.errors import CaptureError, DeviceError
+from graftwork.kernels import registry
+from graftwork.nn import functional as F
+
+
+def cuda(array, **more):
+    return gw.tensor(array, device="cuda", **more)
+
+
+def replay_of(compiled, *args):
+    return compiled.executable(*args).replay
+
+
+def test_a_replay_equals_eager(gpu, rng):
+    """Other inputs, other weights, and a poisoned arena between the calls."""
+    model = Net().to("cuda").eval()
+    fast = gw.compile(model)
+    results = []
+    for i in range(3):
+        x = cuda(rng.standard_normal((2, 8, 8, 3)).astype(np.float32))
+        with gw.no_grad():
+            results.append((fast(x), model(x)))
+        replay = next(iter(fast._entries.values())).executable.replay
+        replay.arena.memory[:] = replay.workspace.memory[:] = 0xC3
+        if i == 1:
+            model.norm.gamma.data[...] = 2.0
+            nn.modules.module.mark_written(model.norm.gamma)
+    for ours, eager in results:
+        np.testing.assert_allclose(ours.numpy(), eager.numpy(), rtol=1e-4, atol=1e-5)
+    assert replay.recorded.replays == 3 and replay.why_not is None
+    assert len(fast._entries) == 1
+
+
+def test_a_whole_training_step(gpu, rng):
+    """Forward, backward and update as one recorded graph, with dropout and a learning rate that changes in between."""
+    images, labels = rng.standard_normal((2, 8, 8, 3)).astype(np.float32), np.array([1, 4])
+    states = []
+    for compiled in (False, True):
+        gw.manual_seed(0)
+        model = Net().to("cuda")
+        optimizer = nn.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def step(x, y, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(F.dropout(model(x), 0.3), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        run = gw.compile(step) if compiled else step
+        losses = []
+        for rate in (0.1, 0.1, 0.02):
+            optimizer.lr = rate
+            losses.append(run(cuda(images), cuda(labels)).numpy())
+        states.append({**model.state_dict(), **optimizer.state_dict(), "losses": np.array(losses),
+                       "drawn": gw.nn.rng.default_state("cuda:0").numpy()})  # fmt: skip
+    for name, value in states[0].items():
+        np.testing.assert_allclose(states[1][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+    assert states[1]["steps"] == 3 and states[1]["drawn"][1] > 0
+    assert run.executable(cuda(images), cuda(labels)).replay.recorded.replays == 3
+
+
+def test_nothing_runs_at_capture_but_everything_at_the_first_replay(gpu):
+    counter = cuda(np.zeros(3, np.float32))
+    other = cuda(np.ones(3, np.float32))
+
+    @gw.compile
+    def step(x):
+        gw.nn.ops.update.MOVING_AVERAGE(counter, x + other, momentum=0.5)
+        return x * 2.0
+
+    for n in (1, 2, 3):
+        assert (step(cuda(np.full(3, 3, np.float32))).numpy() == 6).all()
+        np.testing.assert_allclose(counter.numpy(), 4 * (1 - 0.5**n))
+
+
+def test_results_are_the_callers_own(gpu):
+    fast = gw.compile(lambda x: (x + 1.0, x.reshape(2, 2)))
+    x = cuda(np.zeros(4, np.float32))
+    first, same = fast(x)
+    second, _ = fast(cuda(np.ones(4, np.float32)))
+    assert (first.numpy() == 1).all() and (second.numpy() == 2).all() and (same.numpy() == 0).all()
+
+
+def test_gradients_pass_through_a_compiled_call(gpu, rng):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to("cuda")
+    fast = gw.compile(model)
+    x = rng.standard_normal((5, 3)).astype(np.float32)
+    found = []
+    for run in (model, fast):
+        given = cuda(x, requires_grad=True)
+        (run(given) ** 2).sum().backward()
+        found.append([given.grad.numpy(), *(p.grad.numpy() for p in model.parameters())])
+        for p in model.parameters():
+            p.grad = None
+    for e, f in zip(*found, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_that_is_exchanged_is_bound_anew(gpu):
+    weight = cuda(np.ones(4, np.float32))
+    fast = gw.compile(lambda x: x * weight)
+    x = cuda(np.full(4, 3, np.float32))
+    assert (fast(x).numpy() == 3).all()
+    weight.data = cuda(np.full(4, 2, np.float32)).data
+    nn.autograd.mark_written(weight)
+    gc.collect()
+    assert (fast(x).numpy() == 6).all()
+
+
+def test_strided_arguments_and_views(gpu, rng):
+    a = rng.standard_normal((4, 6)).astype(np.float32)
+    fast = gw.compile(lambda x: F.concat([x.T[1:, ::2], x.T[:2, :2] * 2.0], axis=0).sum(axis=1))
+    for layout in (a, a[::2], a.T):
+        x = cuda(a).data
+        given = gw.Tensor(x[::2] if layout.shape == (2, 6) else x.transpose((1, 0)) if layout.shape == (6, 4) else x)
+        expected = np.concatenate([layout.T[1:, ::2], layout.T[:2, :2] * 2.0]) if layout.shape != (2, 6) else None
+        if expected is None:  # two columns come from the first part, and two from the second
+            continue
+        np.testing.assert_allclose(fast(given).numpy(), expected.sum(axis=1), rtol=1e-5)
+
+
+def test_a_kernel_that_cannot_be_recorded_is_named_and_called(gpu):
+    calls = []
+
+    def plain(x, out):
+        calls.append(None)
+        out.memory[...] = x.memory * 3
+
+    kept = registry._entries["relu", "cuda"]
+    try:
+        registry._entries["relu", "cuda"] = {}
+        registry.register("relu", "cuda", "plain", plain)
+        fast = gw.compile(lambda x: F.relu(x * 2.0) + 1.0)
+        with pytest.warns(UserWarning, match="launch by launch, not as a CUDA graph, because the kernels of relu are plain"):
+            first = fast(cuda(np.ones(2, np.float32)))
+        assert (first.numpy() == 7).all() and (fast(cuda(np.full(2, 2, np.float32))).numpy() == 13).all()
+    finally:
+        registry._entries["relu", "cuda"] = kept
+    assert len(calls) == 2
+
+
+def test_a_driver_that_refuses_to_record(gpu):
+    gpu.gpu.refuse_capture = True
+    fast = gw.compile(lambda x: x * 2.0 + 1.0)
+    with pytest.warns(UserWarning, match="launch by launch.*the driver says: cudaErrorStreamCaptureUnsupported"):
+        assert (fast(cuda(np.ones(2, np.float32))).numpy() == 3).all()
+    assert (fast(cuda(np.zeros(2, np.float32))).numpy() == 1).all()
+
+
+def test_another_stream_waits_for_the_last(gpu):
+    fast = gw.compile(lambda x: x * 2.0)
+    x = cuda(np.ones(2, np.float32))
+    fast(x)
+    with gpu.cuda.Stream() as stream:
+        fast(x)
+    assert len(stream.waits) == 1 and stream.waits[0].stream.ptr == 0
+
+
+def test_what_cannot_be_captured_is_refused(gpu):
+    x, here = cuda(np.ones(2, np.float32)), gw.tensor(np.ones(2, np.float32))
+    with pytest.raises(CaptureError, match=r"item\(\) needs a tensor's values"):
+        gw.compile(lambda x: x * x.sum().item())(x)
+    with pytest.raises(CaptureError, match="is on 'cpu', while others are on 'cuda:0'"):
+        gw.compile(lambda x, y: (x * 1.0, y * 2.0))(x, here)
+    with pytest.raises(CaptureError, match="changes argument 'x' in place"):
+        gw.compile(lambda x: gw.nn.ops.update.INCREMENT(x))(x)
+    with pytest.raises(CaptureError, match="shares memory with a tensor that the compiled function changes"):
+        state = cuda(np.zeros(4, np.float32))
+        fast = gw.compile(lambda x: gw.nn.ops.update.MOVING_AVERAGE(state, x, momentum=0.5))
+        fast(gw.Tensor(state.data.reshape((4,))))
+    fast = gw.compile(lambda x: x + 1.0)
+    fast(x)
+    gpu.cuda.runtime.getDevice = lambda: 1
+    with pytest.raises(DeviceError, match=r"with graftwork\.cuda\.device\(0\)"):
+        fast(x)
+
+
+def test_foreign_memory_stays_live(gpu):
+    """What another library owns may change at any time: it is no constant."""
+    values = np.ones(3, np.float32)
+
+    class Foreign:
+        __cuda_array_interface__ = values.__array_interface__ | {"version": 3}
+
+    foreign = Foreign()
+    fast = gw.compile(lambda x: x + gw.tensor(foreign))
+    x = cuda(np.zeros(3, np.float32))
+    assert (fast(x).numpy() == 1).all()
+    values[:] = 5
+    assert (fast(x).numpy() == 5).all()
+
+
+def test_times_and_description(gpu):
+    from graftwork.nn import profiling
+
+    fast = gw.compile(lambda x: F.softmax(x * 2.0, axis=1))
+    x = cuda(np.ones((2, 3), np.float32))
+    executable = fast.executable(x)
+    rows = profiling.profile(executable, [x.data], repeat=1)
+    assert {r.variant for r in rows} == {"cuda"} and all(r.nanoseconds > 0 for r in rows)
+    assert profiling.describe(executable)["memory"]["arena"] == executable.arena_bytes
+
+
+def test_the_fake_catches_stale_pointers_and_allocations(gpu):
+    """What these tests rely on can fail."""
+    array = gpu.empty((4,), np.float32)
+    with gpu.cuda.Stream() as stream:
+        stream.begin_capture()
+        with pytest.raises(fake_cupy.CUDARuntimeError, match="an allocation"):
+            gpu.empty((4,), np.float32)
+        with pytest.raises(fake_cupy.CUDARuntimeError, match="a copy to the host"):
+            array.get()
+        gpu.gpu.launch(lambda: None, {0: array.data.ptr})
+        graph = stream.end_capture()
+    graph.launch()
+    del array
+    gc.collect()
+    with pytest.raises(AssertionError, match="which has been freed since"):
+        graph.launch()
