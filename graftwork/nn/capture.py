@@ -244,8 +244,8 @@ class Trace:
         """The first tensor says where the graph runs."""
         self.device = self.device or tensor.device
         if tensor.device != self.device:
-            refuse(f"a tensor of shape {tensor.shape} is on {tensor.device!r}, while others are on {self.device!r}; a graph runs "
-                   "on one device, move them to it with x.to(...)")  # fmt: skip
+            refuse(f"a tensor of shape {tensor.shape} is on {tensor.device!r}, while others are on {self.device!r}; a graph "
+                   "runs on one device, move them to it with x.to(...)")  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------------------------
     def restore(self) -> None:

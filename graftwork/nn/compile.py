@@ -309,8 +309,8 @@ class _BackwardPass:
         with self.lock:
             if self.executable is None:
                 self.executable = executable(self.backward_graph)
-        device = self.backward_graph.device
-        incoming = [tensor(np.zeros(*spec), device=device) if gi is None else gi for gi, spec in zip(g, self.specs, strict=True)]
+        there = self.backward_graph.device
+        incoming = [tensor(np.zeros(*s), device=there) if gi is None else gi for gi, s in zip(g, self.specs, strict=True)]
         arrays = self.executable.run([t.data for t in (*incoming, *kept[:given])])
         asked = {i for i, gi in enumerate(g) if gi is not None}  # who depends on none of these has no gradient, not a zero one
         return [None if asked.isdisjoint(r) else Tensor(a) for r, a in zip(self.reached, arrays, strict=True)]

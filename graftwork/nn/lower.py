@@ -73,7 +73,7 @@ class Executable:
         self.seen = -1
         self.states = list(graph.states.values())
         self.held: list[int] = []  # ids of the states' arrays
-        self.versions: dict[Value, tuple] = {}
+        self.versions: dict[Value, tuple] | None = None  # None: nothing has been computed ahead yet
         self.generation = 0
         self.steps = self._plan(body)
         self.outputs = self._outputs()
@@ -267,7 +267,8 @@ class Executable:
                 self._protect()
                 versions = self._versions()
                 self._compute_ahead()
-                self._bind_anew(any(new[0] != self.versions.get(v, (0,))[0] for v, new in versions.items()))
+                before = self.versions or {}
+                self._bind_anew(any(new[0] != before.get(v, (0,))[0] for v, new in versions.items()))
                 self.versions = versions
             self.held = [id(t.data) for t in self.states]
             self.seen = seen

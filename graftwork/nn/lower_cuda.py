@@ -1,13 +1,13 @@
 """A graph on a GPU: one arena, every kernel bound to its addresses, and all launches replayed as one CUDA graph.
 
-What differs from the CPU's `lower.py`, whose splitting into ahead and body, lifetimes and refreshing stand behind both: kernels come
-from the registry and are bound (`kernels/cuda/launch.py: Bound`) instead of planned; one workspace, as large as the
-neediest call's, serves all of them, because they run one after another; and arguments and results are copied into and out of
-buffers that keep their places, because a CUDA graph has the addresses baked in.
+Ahead and body, lifetimes and refreshing are those of `lower.py`. What differs: kernels come from the registry and are bound
+(`kernels/cuda/launch.py: Bound`) instead of planned; one workspace, as large as the neediest call's, serves all of them,
+because they run one after another; and arguments and results are copied into and out of buffers that keep their places,
+because a CUDA graph has the addresses baked in.
 
-Nothing runs while kernels are bound, and a recording does not run what it records: the first replay is the first run. What cannot
-be recorded (a kernel that is a plain function and may allocate or wait) makes the whole graph a list of launches, which a
-warning says once.
+Nothing runs while kernels are bound, and a recording does not run what it records: the first replay is the first run. What
+cannot be recorded (a kernel that is a plain function and may allocate or wait) makes the whole graph a list of launches, which
+a warning says once.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class Replay:
         for call in self.calls:
             call.place(address_of(self.workspace))
         self.recorded: Any = None
-        foreign = [s.node.op.name for s, c in zip(executable.steps, self.calls, strict=True) if isinstance(c, _Foreign)]
-        self.why_not: str | None = f"the kernels of {', '.join(dict.fromkeys(foreign))} are plain functions" if foreign else None
+        foreign = {s.node.op.name: None for s, c in zip(executable.steps, self.calls, strict=True) if isinstance(c, _Foreign)}
+        self.why_not = f"the kernels of {', '.join(foreign)} are plain functions" if foreign else None
         self._told = False
         self._copy = registry.get("contiguous", "cuda")
         self._last: tuple[int, Any] | None = None  # the stream of the last run, and an event behind it

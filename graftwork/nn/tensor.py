@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import cuda
 from ..errors import DeviceError, DTypeError, GradientError, ShapeError
 from . import autograd
 from .autograd import Leaf
@@ -165,13 +166,20 @@ class Tensor:
     def _ones(self):
         return tensor(np.ones(self.shape, self.dtype), device=self.device).data
 
-    def to(self, device: str) -> Tensor:
-        """This tensor on another device ("cpu", "cuda", "cuda:1"); itself if it is there already."""
-        if device == self.device:
+    def to(self, device: str, non_blocking: bool = False) -> Tensor:
+        """This tensor on another device ("cpu", "cuda", "cuda:1"); itself if it is there already.
+
+        non_blocking: do not wait for the copy. To a GPU, memory from `gw.cuda.pinned_empty` must then stay as it is until the
+        GPU has come that far (other memory is copied first, and may change); from a GPU, the values are there after
+        `gw.cuda.synchronize()`.
+        """
+        if device == self.device or (device == "cuda" and self.device == "cuda:0"):
             return self
         if self.edge is not None and autograd.mode.grad and type(self.edge) is not Leaf:
             raise GradientError("moving a computed tensor between devices is not recorded; detach() it or move its inputs")
-        moved = tensor(self.numpy(), device=device)
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value(f"to({device!r})")
+        moved = Tensor(_place(self.data, device, non_blocking))
         moved.requires_grad = self.requires_grad
         return moved
 
@@ -384,8 +392,6 @@ def _as_array(value):
     if type(value).__module__.partition(".")[0] == "cupy":
         return value
     if hasattr(value, "__cuda_array_interface__") or _on_gpu(value):
-        from .. import cuda
-
         return cuda.adopt(value)
     try:
         if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
@@ -401,15 +407,13 @@ def _on_gpu(value) -> bool:
     return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in (2, 13)
 
 
-def _place(values, device: str | None):
+def _place(values, device: str | None, non_blocking: bool = False):
     here = device_of(values)
     if device is None or device == here:
         return values
     kind, _, number = device.partition(":")
     if kind == "cpu" and not number:
-        return values.get()
+        return cuda.fetch(values, non_blocking)
     if kind != "cuda" or not (number == "" or number.isdigit()):
         raise DeviceError(f'unknown device {device!r}; expected "cpu", "cuda" or "cuda:<number>"')
-    from .. import cuda
-
-    return cuda.place(values, int(number or 0))
+    return cuda.place(values, int(number or 0), non_blocking)

@@ -2,8 +2,8 @@
 
 Its arrays are no NumPy arrays and do no arithmetic, so that an engine path that forgets the device fails. Streams run at once,
 except while they are captured: then launches (`Driver.launch`) are written down, and what a driver or a careful reader would
-forbid raises: allocating, copying to or from the host, waiting. A recorded graph replays the launches on the very addresses, and
-raises where one of them is no longer, or not still, the allocation that it was.
+forbid raises: allocating, copying to or from the host, waiting. A recorded graph replays the launches on the very addresses,
+and raises where one of them no longer belongs to the allocation that it did.
 """
 
 from __future__ import annotations
@@ -157,14 +157,18 @@ class ndarray:  # noqa: N801 - CuPy's name
         if self.driver is not None:
             self.driver.forbid("a copy to the host")
 
-    def get(self, stream=None) -> np.ndarray:
+    def get(self, stream=None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
         self._to_host()
-        return self.memory.copy()
+        if out is None:
+            return self.memory.copy()
+        out[...] = self.memory
+        return out
 
     def set(self, values: np.ndarray, stream=None) -> None:
         if not isinstance(values, np.ndarray) or values.dtype != self.dtype or values.shape != self.shape:
             raise TypeError(f"set() takes a NumPy array of {self.dtype}{self.shape}")
         self.memory[...] = values
+        self.set_from = values.ctypes.data, stream
 
     def item(self):
         self._to_host()
@@ -228,8 +232,12 @@ def module(driver: int = 13000, runtime: int = 13000, count: int = 1) -> types.M
         return cupy.gpu.streams[-1] if cupy.gpu.streams else default
 
     def alloc_pinned_memory(nbytes: int):
-        cupy.pinned.append(nbytes)
-        return (ctypes.c_byte * nbytes)()
+        made = (ctypes.c_byte * max(nbytes, 1))()
+        cupy.pinned.append((ctypes.addressof(made), ctypes.addressof(made) + nbytes))
+        return made
+
+    def pointer_attributes(pointer: int):
+        return types.SimpleNamespace(type=1 if any(start <= pointer < stop for start, stop in cupy.pinned) else 0)
 
     default = Stream(cupy.gpu)
     cupy.pinned = []
@@ -244,6 +252,7 @@ def module(driver: int = 13000, runtime: int = 13000, count: int = 1) -> types.M
         driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
         runtime=types.SimpleNamespace(driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
                                       getDeviceCount=lambda: count, getDevice=lambda: 0, CUDARuntimeError=CUDARuntimeError,
+                                      pointerGetAttributes=pointer_attributes, memoryTypeHost=1,
                                       memGetInfo=lambda: (7 << 20, 9 << 20)),
     )  # fmt: skip
     return cupy

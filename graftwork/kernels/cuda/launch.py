@@ -293,11 +293,18 @@ def empty(shape, dtype, number: int | None = None):
         with cupy.cuda.Device(number):
             return cupy.empty(shape, dtype)
     except cupy.cuda.memory.OutOfMemoryError as error:
-        free, total = cupy.cuda.runtime.memGetInfo()
-        pool = cupy.get_default_memory_pool()
-        asked = math.prod(np.atleast_1d(np.asarray(shape, np.int64)).tolist()) * np.dtype(dtype).itemsize
-        raise DeviceMemoryError(explain_memory(asked, tuple(np.atleast_1d(shape)), np.dtype(dtype), pool.used_bytes(),
-                                               pool.total_bytes(), free, total)) from error  # fmt: skip
+        raise memory_error(shape, dtype) from error
+
+
+def memory_error(shape, dtype) -> DeviceMemoryError:
+    """What to raise when CuPy has found no room for an array."""
+    import cupy
+
+    free, total = cupy.cuda.runtime.memGetInfo()
+    pool = cupy.get_default_memory_pool()
+    sizes, dtype = tuple(np.atleast_1d(np.asarray(shape, np.int64)).tolist()), np.dtype(dtype)
+    asked = math.prod(sizes) * dtype.itemsize
+    return DeviceMemoryError(explain_memory(asked, sizes, dtype, pool.used_bytes(), pool.total_bytes(), free, total))
 
 
 def explain_memory(asked: int, shape, dtype, used: int, pooled: int, free: int, total: int) -> str:
