@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from .. import cuda
-from ..errors import DeviceError, DTypeError, GradientError, ShapeError
+from ..errors import DeviceError, DTypeError, GradientError, MissingDependency, ShapeError
 from . import autograd
 from .autograd import Leaf
 
-FLOATS = frozenset(np.dtype(t) for t in ("float16", "float32", "float64"))
+FLOATS = {np.dtype(t) for t in ("float16", "float32", "float64")}  # and bfloat16, once it has been asked for
 DTYPES = FLOATS | {np.dtype(t) for t in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
 
 
@@ -351,6 +351,8 @@ def host(array) -> np.ndarray:
 
 def as_dtype(dtype) -> np.dtype:
     """A dtype from its name, type or np.dtype; DTypeError names what is supported."""
+    if getattr(dtype, "name", dtype) == "bfloat16":
+        return _bfloat16()
     try:
         found = np.dtype(dtype)
     except TypeError:
@@ -359,6 +361,18 @@ def as_dtype(dtype) -> np.dtype:
         found = found.newbyteorder("=")
     if found not in DTYPES:
         raise DTypeError(f"unknown dtype {dtype!r}; supported: {', '.join(sorted(d.name for d in DTYPES))}")
+    return found
+
+
+def _bfloat16() -> np.dtype:
+    """NumPy's bfloat16, which the package ml_dtypes brings; loaded when it is first asked for."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingDependency("bfloat16 arrays need the package ml_dtypes; install it, or use float16") from error
+    found = np.dtype(ml_dtypes.bfloat16)
+    FLOATS.add(found)
+    DTYPES.add(found)
     return found
 
 
