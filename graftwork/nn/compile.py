@@ -31,7 +31,6 @@ from .optim import Optimizer
 from .passes.precision import DTYPES
 from .profiling import report_runs
 from .reach import PLAIN, Reach, frozen
-from .rng import default_state
 from .tensor import Tensor, tensor
 
 if TYPE_CHECKING:
@@ -163,8 +162,6 @@ class Compiled:
 
     def _capture(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> Entry:
         start = time.perf_counter()
-        for t in tensors:
-            default_state(t.device)  # a GPU's generator is made when it is first asked for, which may not be inside
         captured = capture(self.target, self._name, lambda trace: _stand_ins(trace, self.target, args, kwargs), self._reach,
                            _flatten_output)  # fmt: skip
         captured.graph.precision = self.precision
