@@ -9,6 +9,8 @@ import numpy as np
 
 from .errors import DeviceError
 
+_HOST = 1  # cudaMemoryTypeHost: page-locked memory of the host
+
 
 @functools.cache
 def _problem() -> str | None:
@@ -152,5 +154,5 @@ def is_pinned(array) -> bool:
 
     if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.size:
         return False
-    runtime = cupy.cuda.runtime
-    return runtime.pointerGetAttributes(array.ctypes.data).type == runtime.memoryTypeHost
+    attributes = cupy.cuda.runtime.pointerGetAttributes(array.ctypes.data)
+    return getattr(attributes, "type", None) == _HOST  # older CuPys do not say: such memory is copied first, as any other

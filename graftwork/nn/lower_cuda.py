@@ -42,6 +42,8 @@ class CudaExecutable(Executable):
         for node in body:
             if node.op.view is not None:
                 self.places[node.output] = Place(node.inputs[0], _view_of(node))
+            elif node.op.name == "in_range":  # from a graph captured on the CPU; here, kernels give NaN out of range
+                self.places[node.output] = Place(node.inputs[0], None)
             else:
                 steps.append(Step(node, variant=_variant(node)))
         return steps

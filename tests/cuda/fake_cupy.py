@@ -252,7 +252,7 @@ def module(driver: int = 13000, runtime: int = 13000, count: int = 1) -> types.M
         driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
         runtime=types.SimpleNamespace(driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
                                       getDeviceCount=lambda: count, getDevice=lambda: 0, CUDARuntimeError=CUDARuntimeError,
-                                      pointerGetAttributes=pointer_attributes, memoryTypeHost=1,
+                                      pointerGetAttributes=pointer_attributes,
                                       memGetInfo=lambda: (7 << 20, 9 << 20)),
     )  # fmt: skip
     return cupy

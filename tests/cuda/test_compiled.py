@@ -196,6 +196,25 @@ def test_foreign_memory_stays_live(gpu):
     assert (fast(x).numpy() == 5).all()
 
 
+def test_a_graph_file_moves_between_devices(gpu, tmp_path):
+    weight = cuda(np.arange(6, dtype=np.float32).reshape(2, 3))
+    fast = gw.compile(lambda x: F.relu(x @ weight))
+    x = np.array([[1, -1]], np.float32)
+    expected = fast(cuda(x)).numpy()
+    fast.graph(cuda(x)).save(tmp_path / "g.h5")
+    for device in ("cpu", "cuda"):
+        loaded = gw.load_graph(tmp_path / "g.h5", device)
+        np.testing.assert_array_equal(loaded(gw.tensor(x, device=device)).numpy(), expected)
+    with pytest.raises(DeviceError, match="input 'x' is on cpu, the graph runs on cuda:0"):
+        loaded(gw.tensor(x))
+
+
+def test_every_kernel_of_ours_can_be_recorded():
+    """They are described, not called: none allocates, waits, or needs Python at a replay."""
+    ours = [e for e in registry.list_kernels(device="cuda") if e.variant in ("cuda", "tf32")]
+    assert len(ours) > 90 and [e.op for e in ours if not hasattr(e.function(), "bind")] == []
+
+
 def test_times_and_description(gpu):
     from graftwork.nn import profiling
 
