@@ -18,7 +18,7 @@ import numpy as np
 
 from ..kernels import registry
 from ..kernels.cpu import runtime
-from ..kernels.plan import Plan, Spec, aligned_empty
+from ..kernels.plan import Plan, Spec, aligned_empty, aligned_together
 from .autograd import Changes, mark_written, memory
 from .graph import Graph, Node, Outgrown, Value
 from .memory import Buffer, arrange, lower_bound
@@ -295,8 +295,8 @@ class Executable:
         arrays = dict(self.graph.constants) | {v: t.data for v, t in self.graph.states.items()}
         for node in self.ahead_nodes:
             compute_now(node, arrays)
-        for value, (source, pack) in self.packs.items():
-            target = aligned_empty(pack.spec.nbytes).view(pack.spec.dtype).reshape(pack.spec.shape)
+        targets = aligned_together([pack.spec for _, pack in self.packs.values()])
+        for (value, (source, pack)), target in zip(self.packs.items(), targets, strict=True):
             runtime.run(pack.bind(np.ascontiguousarray(arrays[source]), target))
             arrays[value] = target
         self.arrays = {v: a for v, a in arrays.items() if v in self.needed}

@@ -100,6 +100,7 @@ def _lines(a, part, image, group, first, count, at, last):
             valid = min(cout - j * PANEL, PANEL)
             width = PANEL if valid > LANES else LANES
             weights = advance(atomic.f32(a, 1), segments * run * (group * wide + j * PANEL) + start * run * width)
+            ahead = advance(weights, segments * run * PANEL) if j + 1 < last else weights
             channel = group * cout + j * PANEL
             bias = atomic.f32(a, 3)
             bias = advance(bias, channel) if start == 0 and not is_null(bias) else null()
@@ -112,7 +113,7 @@ def _lines(a, part, image, group, first, count, at, last):
                     residual = null()
                 strip(a[40] if width == PANEL else a[39], advance(source, i * a[22] * line), weights, out, columns,
                       a[23] * pixel, 1, run, advance(offsets, start), n, a[18], valid, bias, residual, a[21],
-                      1 if start > 0 else 0, low, high)  # fmt: skip
+                      1 if start > 0 else 0, low, high, ahead if i == 0 else weights)  # fmt: skip
                 if final and code > 2:
                     finish(a[41], out, columns, valid, a[18], code)
 

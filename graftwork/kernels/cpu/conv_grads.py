@@ -160,7 +160,7 @@ def _chunk(a, part, chunk, group, at, last, sums, adds):
         for s in range(a[23]):
             strip(a[37] if width == PANEL else a[36], advance(source, starts[s]), gradient,
                   advance(sums, s * a[22] * a[27] + j * PANEL), a[22], 1, a[16] * step, length, offsets, segments, a[27],
-                  valid, null(), null(), 0, adds, _LOW, _HIGH)  # fmt: skip
+                  valid, null(), null(), 0, adds, _LOW, _HIGH, gradient)  # fmt: skip
 
 
 @runtime.task

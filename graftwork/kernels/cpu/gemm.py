@@ -176,11 +176,13 @@ def _block(a, part, entry, first, rows, at, last, start, count):
         width = PANEL if columns > LANES else LANES
         right = atomic.f32(a, 1)
         if a[10] == 0 and a[11] == 0:
-            right = advance(right, offsets[3 * entry + 1] + j * PANEL * k + start * width)
+            weights = advance(right, offsets[3 * entry + 1])
+            right = advance(weights, j * PANEL * k + start * width)
+            ahead = advance(weights, _following(a, j, at, last, start, count) * PANEL)
         else:
             right = advance(right, offsets[3 * entry + 1] + j * PANEL * a[11] + start * a[10])
             pack_panel(panel, right, a[10], a[11], count, columns, width)
-            right = panel
+            right, ahead = panel, panel
         c = advance(atomic.f32(a, 2), offsets[3 * entry + 2] + first * c_row + j * PANEL)
         bias, residual = atomic.f32(a, 3), atomic.f32(a, 4)
         if start == 0 and not is_null(bias):
@@ -192,9 +194,23 @@ def _block(a, part, entry, first, rows, at, last, start, count):
         else:
             residual = null()
         strip(a[25] if width == PANEL else a[24], left, right, c, rows, a_row, a_step, count, zero, 1, c_row, columns,
-              bias, residual, a[13], 1 if start > 0 else 0, low, high)  # fmt: skip
+              bias, residual, a[13], 1 if start > 0 else 0, low, high, ahead)  # fmt: skip
         if final and code > 2:
             finish(a[26], c, rows, columns, c_row, code)
+
+
+@njit(nogil=True)
+def _following(a, j, at, last, start, count):
+    """Where this thread is likely to read the weights after panel j of [at, last), steps [start, start + count), in units of
+    PANEL: the next panel, the next steps, or where its next unit begins if the threads go on taking turns. Where that has been
+    read before, j itself."""
+    k = a[7]
+    if j + 1 < last:
+        return (j + 1) * k + start
+    if start + count < k:
+        return at * k + start + count
+    following = at + a[23] * a[17]
+    return following * k if a[5] <= a[16] and following * PANEL < a[6] else j * k + start
 
 
 def blocking(m: int, n: int, k: int, entries: int, threads: int, packed: bool, pack_a: bool) -> tuple[int, int, int]:

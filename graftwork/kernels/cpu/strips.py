@@ -32,14 +32,15 @@ from .simd import LANES, ROWS
 _F32, _I64 = types.CPointer(types.float32), types.CPointer(types.int64)
 STREAMED = 4  # with so few rows, b is read once at the speed of memory: its next lines are asked for
 AHEAD = 1024  # floats
+EAGER = 8  # tiles of at most so many rows fetch all of the next panel, higher ones half of it, so the first two do together
 _FLOAT, _INT, _BOOL = ir.FloatType(), ir.IntType(64), ir.IntType(1)
 _VECTOR, _MASK = ir.VectorType(_FLOAT, LANES), ir.VectorType(_BOOL, LANES)
 _OPTIONS = {"boundscheck": False, "error_model": "numpy"}
 
-# a, b, c, rows, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual, residual_row, adds, low, high
+# a, b, c, rows, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual, residual_row, adds, low, high, ahead
 _STRIP = types.void(
     _F32, _F32, _F32, types.int64, types.int64, types.int64, types.int64, _I64, types.int64, types.int64, types.int64,
-    _F32, _F32, types.int64, types.int64, types.float32, types.float32,
+    _F32, _F32, types.int64, types.int64, types.float32, types.float32, _F32,
 )  # fmt: skip
 _FINISH = types.void(_F32, types.int64, types.int64, types.int64, types.int64)  # c, rows, columns, c_row, code
 
@@ -76,9 +77,10 @@ def _caller(signature):
 
 @intrinsic
 def strip(typing_context, address, a, b, c, rows, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual,
-          residual_row, adds, low, high):  # fmt: skip
+          residual_row, adds, low, high, ahead):  # fmt: skip
     """Call the strip at `address`. columns: how many of the panel's are stored. bias, residual: null for none. adds: 1 if c
-    holds a part of the sum already. low, high: what the result is clamped to; NaN stays NaN. segments or run may be 0."""
+    holds a part of the sum already. low, high: what the result is clamped to; NaN stays NaN. segments or run may be 0. ahead:
+    the panel that this thread reads next, which is fetched into the second-level cache meanwhile; b if there is none."""
     return _caller(_STRIP)
 
 
@@ -192,7 +194,7 @@ def _tiles(vectors: int):
 
     @intrinsic
     def tile_of(typing_context, size, a, b, c, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual,
-                residual_row, adds, low, high):  # fmt: skip
+                residual_row, adds, low, high, ahead):  # fmt: skip
         signature = types.void(types.int64, *_STRIP.args[:3], *_STRIP.args[4:])
 
         def code(context, builder, _, arguments):
@@ -226,7 +228,8 @@ def _tile_function(context, module, kinds, rows: int, vectors: int):
 
 
 def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
-    (a, b, c, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual, residual_row, adds, low, high) = arguments
+    (a, b, c, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual, residual_row, adds, low, high,
+     ahead) = arguments  # fmt: skip
     masks = [_mask(builder, columns, j) for j in range(vectors)]
     zero = ir.Constant(_VECTOR, None)
     starts = [zero] * vectors
@@ -235,11 +238,12 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
     def biases():
         return [_masked_load(builder, bias, _INT(0), j, masks[j]) for j in range(vectors)]
 
-    with_bias = _if(builder, has_bias, biases, starts)
-    start = [value for _ in range(rows) for value in with_bias]
-    sums = _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start)
+    has_residual = builder.icmp_unsigned("!=", builder.ptrtoint(residual, _INT), _INT(0))
     steps = [builder.mul(c_row, _INT(i)) for i in range(rows)]
     residual_steps = [builder.mul(residual_row, _INT(i)) for i in range(rows)]
+    with_bias = _if(builder, has_bias, biases, starts)
+    start = [value for _ in range(rows) for value in with_bias]
+    sums = _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start, ahead)
 
     def added(base, steps):
         def add():
@@ -251,13 +255,16 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
         return add
 
     sums = _if(builder, builder.icmp_signed("!=", adds, _INT(0)), added(c, steps), sums)
-    has_residual = builder.icmp_unsigned("!=", builder.ptrtoint(residual, _INT), _INT(0))
     sums = _if(builder, has_residual, added(residual, residual_steps), sums)
     lowest, highest = simd._broadcast(builder, low), simd._broadcast(builder, high)
-    clamped = []
-    for value in sums:  # comparisons that are false for NaN, so that NaN stays
-        value = builder.select(builder.fcmp_ordered(">", lowest, value), lowest, value)
-        clamped.append(builder.select(builder.fcmp_ordered("<", highest, value), highest, value))
+
+    def clamp():  # comparisons that are false for NaN, so that NaN stays
+        above = [builder.select(builder.fcmp_ordered(">", lowest, value), lowest, value) for value in sums]
+        return [builder.select(builder.fcmp_ordered("<", highest, value), highest, value) for value in above]
+
+    infinity = ir.Constant(_FLOAT, float("inf"))
+    bounded = builder.or_(builder.fcmp_ordered("<", high, infinity), builder.fcmp_ordered("<", builder.fneg(infinity), low))
+    clamped = _if(builder, bounded, clamp, sums)
     whole = builder.icmp_signed("==", columns, _INT(vectors * LANES))
     with builder.if_else(whole) as (then, otherwise):
         with then:
@@ -269,17 +276,17 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
                 _masked_store(builder, value, c, steps[n // vectors], n % vectors, masks[n % vectors])
 
 
-def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start):
+def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start, ahead):
     """The sums over all segments and steps, in registers."""
+    lines, cache = lines_ahead(rows, vectors), 1 if rows <= STREAMED else 2
     fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32")
     row_bytes = builder.mul(a_row, _INT(4))
     step_bytes = builder.mul(a_step, _INT(4))
     multiples = simd.row_multiples(builder, row_bytes, rows)
 
-    def step(first, ninth, b_here, values):
-        if rows <= STREAMED:
-            for j in range(vectors):
-                _prefetch(builder, builder.gep(b_here, [_INT(AHEAD + j * LANES)]))
+    def step(first, ninth, b_here, soon, values):
+        for j in range(lines):
+            _prefetch(builder, builder.gep(soon, [_INT(j * LANES)]), cache)
         columns = [simd._load(builder, b_here, _INT(0), j) for j in range(vectors)]
         results = []
         for i in range(rows):
@@ -288,29 +295,37 @@ def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, s
         return results
 
     def segment(index, carried):
-        b_here, values = carried[0], carried[1:]
+        b_here, soon, *values = carried
         offset = builder.load(builder.gep(offsets, [index]))
         first = builder.bitcast(builder.gep(a, [offset]), simd.BYTES)
         ninth = builder.gep(first, [multiples[9]]) if rows > 9 else first
 
         def inner(_, carried):
-            first, ninth, b_here, *values = carried
+            first, ninth, b_here, soon, *values = carried
             first = simd.opaque(builder, first)
             ninth = simd.opaque(builder, ninth) if rows > 9 else first
-            results = step(first, ninth, b_here, values)
+            results = step(first, ninth, b_here, soon, values)
             moved = [builder.gep(p, [step_bytes]) for p in (first, ninth)]
-            return [*moved, builder.gep(b_here, [_INT(vectors * LANES)]), *results]
+            soon = builder.gep(soon, [_INT(lines * LANES)])
+            return [*moved, builder.gep(b_here, [_INT(vectors * LANES)]), soon, *results]
 
-        return _loop(builder, run, [first, ninth, b_here, *values], inner)[2:]
+        return _loop(builder, run, [first, ninth, b_here, soon, *values], inner)[2:]
 
-    return _loop(builder, segments, [b, *start], segment)[1:]
+    soon = builder.gep(b, [_INT(AHEAD)]) if rows <= STREAMED else ahead
+    return _loop(builder, segments, [b, soon, *start], segment)[2:]
 
 
-def _prefetch(builder, pointer) -> None:
-    """Ask for the cache line of a float that will be read soon; past the end of the array it does nothing."""
+def lines_ahead(rows: int, vectors: int) -> int:
+    """Cache lines that a tile asks for at each step: as many as it reads, or half of it where it has time for two tiles."""
+    return vectors if rows <= EAGER else 1
+
+
+def _prefetch(builder, pointer, cache: int) -> None:
+    """Ask for the cache line of a float that will be read soon, into the first or second cache; past the end of the array it
+    does nothing."""
     kind = ir.FunctionType(ir.VoidType(), [_FLOAT.as_pointer(), *[ir.IntType(32)] * 3])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, *(ir.IntType(32)(n) for n in (0, 3, 1))])  # to read, keep, data
+    builder.call(function, [pointer, *(ir.IntType(32)(n) for n in (0, 4 - cache, 1))])
 
 
 def _loop(builder, count, values, body):
@@ -390,26 +405,28 @@ _tile2, _tile1 = _tiles(2), _tiles(1)
 
 
 def _strip2(a, b, c, rows, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual, residual_row, adds, low,
-            high):  # fmt: skip
+            high, ahead):  # fmt: skip
     tiles = (rows + ROWS - 1) // ROWS
     done = 0
     for t in range(tiles):
         size = (rows - done) // (tiles - t)
         extra = residual if is_null(residual) else advance(residual, done * residual_row)
+        soon = advance(ahead, t * run * segments * LANES) if t < 2 and (t == 0 or size > EAGER) else b
         _tile2(size, advance(a, done * a_row), b, advance(c, done * c_row), a_row, a_step, run, offsets, segments, c_row,
-               columns, bias, extra, residual_row, adds, low, high)  # fmt: skip
+               columns, bias, extra, residual_row, adds, low, high, soon)  # fmt: skip
         done += size
 
 
 def _strip1(a, b, c, rows, a_row, a_step, run, offsets, segments, c_row, columns, bias, residual, residual_row, adds, low,
-            high):  # fmt: skip
+            high, ahead):  # fmt: skip
     tiles = (rows + ROWS - 1) // ROWS
     done = 0
     for t in range(tiles):
         size = (rows - done) // (tiles - t)
         extra = residual if is_null(residual) else advance(residual, done * residual_row)
+        soon = advance(ahead, t * run * segments * LANES) if t < 1 and (t == 0 or size > EAGER) else b
         _tile1(size, advance(a, done * a_row), b, advance(c, done * c_row), a_row, a_step, run, offsets, segments, c_row,
-               columns, bias, extra, residual_row, adds, low, high)  # fmt: skip
+               columns, bias, extra, residual_row, adds, low, high, soon)  # fmt: skip
         done += size
 
 

@@ -10,7 +10,7 @@ weights are read once a block. "panels": V is computed for a large block of tile
 output channels through the products and the output transform, so that large weights are read once. In both, the products of
 one panel (n * n numbers a tile for 32 output channels) never leave the second-level cache.
 
-Layouts: V[position][tile][channel], U[panel][position][channel][PANEL], products [tile][position][PANEL].
+Layouts: V[position][tile][channel], U[panel][position][channel][PANEL], products [tile][position][PANEL] and one vector.
 """
 
 from __future__ import annotations
@@ -24,58 +24,23 @@ from numba.extending import register_jitable
 from .. import plan as plans
 from . import atomic, runtime, scalars
 from . import winograd_transforms as transforms
+from .gemm import NOWHERE
 from .jit import njit
-from .simd import LANES, tile
+from .simd import LANES, ROWS
+from .strips import STRIPS, null, strip
 from .vectors import PANEL, copy_vector, offset, stack, zero_vector
 
 (_PHASE, _COUNTER, _X, _U, _B, _R, _Y, _V, _M, _ZEROS, _H, _W, _C, _OH, _OW, _COUT, _PITCH, _TOP, _LEFT, _TY, _TX, _FIRST,
- _COUNT, _STEP, _POSITION, _VSIZE, _MSIZE, _LOW, _HIGH, _CODE, _PARTS) = range(31)  # fmt: skip
+ _COUNT, _STEP, _POSITION, _VSIZE, _MSIZE, _LOW, _HIGH, _CODE, _PARTS, _STRIP1, _STRIP2, _NOWHERE) = range(34)  # fmt: skip
 _RESET, _TILES, _READ, _PANELS = range(4)
 _CLAMPS = (None, "relu", "relu6")
 ACTIVATIONS = dict.fromkeys(_CLAMPS, 0) | {"silu": 1, "hard_swish": 2, "sigmoid": 3, "hard_sigmoid": 4, "tanh": 5, "gelu": 6}
 _RANGE = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-_ROWS = (14, 8, 4)  # of the register tiles; a shorter rest is filled up with rows that nobody reads
-_14x2, _8x2, _4x2 = (tile(rows, 2) for rows in _ROWS)
-_14x1, _8x1, _4x1 = (tile(rows, 1) for rows in _ROWS)
 _input_patch, _output_patch, _taps, _panel_of_floats = (stack(n * LANES) for n in (64, 36, 9, 2))
 _ZERO = np.zeros(PANEL, np.float32)
 
 
-def covered(rows: int) -> int:
-    """Rows that the register tiles compute to cover `rows`."""
-    whole, left = divmod(rows, 14)
-    return whole * 14 + (0 if not left else 14 if left > 12 else 12 if left > 8 else 8 if left > 4 else 4)
-
-
 # -- compiled --------------------------------------------------------------------------------------------------------
-
-
-@njit(nogil=True, boundscheck=False)
-def _products(v, u, products, rows, channels, pitch, ldc, wide, zeros):
-    """products[rows, PANEL] = V[rows, channels] @ U[channels, PANEL or LANES], rows rounded up as `covered` says."""
-    low, high = np.float32(-np.inf), np.float32(np.inf)
-    i = 0
-    while i < rows:
-        pa, pc, left = offset(v, i * pitch), offset(products, i * ldc), rows - i
-        if wide:
-            if left > 12:
-                _14x2(pa, u, pc, zeros, channels, 1, pitch, 1, 0, PANEL, 0, ldc, 0, low, high)
-                i += 14
-            elif left > 4:
-                _8x2(pa, u, pc, zeros, channels, 1, pitch, 1, 0, PANEL, 0, ldc, 0, low, high)
-                i += 8
-            else:
-                _4x2(pa, u, pc, zeros, channels, 1, pitch, 1, 0, PANEL, 0, ldc, 0, low, high)
-                i += 4
-        elif left > 12:
-            _14x1(pa, u, pc, zeros, channels, 1, pitch, 1, 0, LANES, 0, ldc, 0, low, high)
-            i += 14
-        elif left > 4:
-            _8x1(pa, u, pc, zeros, channels, 1, pitch, 1, 0, LANES, 0, ldc, 0, low, high)
-            i += 8
-        else:
-            _4x1(pa, u, pc, zeros, channels, 1, pitch, 1, 0, LANES, 0, ldc, 0, low, high)
-            i += 4
 
 
 @njit(nogil=True, boundscheck=False)
@@ -178,16 +143,20 @@ def _write(a, transform, m, products, bias, number, first):
 
 
 @register_jitable
-def _panel(a, transform, m, v, products, number, first, row, count):
-    """Products and output transform of panel `number` for tiles first ... first + count, which begin with row `row` of V."""
+def _panel(a, transform, m, v, products, number, first, row, count, following):
+    """Products and output transform of panel `number` for tiles first ... first + count, which begin with row `row` of V.
+    following: positions from the last one to the weights that this thread reads afterwards, 0 if they are not known."""
     channels, cout, positions = a[_C], a[_COUT], (m + 2) * (m + 2)
-    pitch, ldc = (channels + LANES - 1) // LANES * LANES, positions * PANEL
+    pitch, ldc = (channels + LANES - 1) // LANES * LANES, positions * PANEL + LANES
     start = number * PANEL
-    wide, width = cout - start > LANES, PANEL if cout - start > LANES else LANES
-    u, zeros = offset(atomic.f32(a, _U), start * positions * channels), atomic.f32(a, _ZEROS)
+    width = PANEL if cout - start > LANES else LANES
+    u, low, high = offset(atomic.f32(a, _U), start * positions * channels), np.float32(-np.inf), np.float32(np.inf)
     for k in range(positions):
         rows, weights = offset(v, k * a[_POSITION] + row * pitch), offset(u, k * channels * width)
-        _products(rows, weights, offset(products, k * PANEL), count, channels, pitch, ldc, wide, zeros)
+        skip = 1 if k + 1 < positions else following
+        strip(a[_STRIP2] if width == PANEL else a[_STRIP1], rows, weights, offset(products, k * PANEL), count, pitch, 1,
+              channels, atomic.i64(a, _NOWHERE), 1, ldc, width, null(), null(), 0, 0, low, high,
+              offset(weights, skip * channels * width))  # fmt: skip
     bias, b = _panel_of_floats(), atomic.f32(a, _B)
     for k in range(PANEL):
         bias[k] = b[start + k] if a[_B] != 0 and start + k < cout else np.float32(0)
@@ -213,6 +182,7 @@ def _run(a, part, read, write, m):
     else:
         own = phase == _TILES  # V of each thread's own
         groups = (count + step - 1) // step
+        ahead = 1 + (a[_PARTS] - 1) * (m + 2) * (m + 2) if groups == 1 else 0  # if the threads go on taking turns
         v, products = offset(atomic.f32(a, _V), part * a[_VSIZE] if own else 0), offset(atomic.f32(a, _M), part * a[_MSIZE])
         while True:
             unit = atomic.add(a[_COUNTER], 1)  # a block of tiles, or a panel and a block
@@ -224,7 +194,7 @@ def _run(a, part, read, write, m):
                 for i in range(size):
                     _read(a, read, m, v, first + row + i, i, 0, channels)
             for p in range(panel, panels if own else panel + 1):
-                _panel(a, write, m, v, products, p, first + row, 0 if own else row, size)
+                _panel(a, write, m, v, products, p, first + row, 0 if own else row, size, 1 if own else ahead)
 
 
 @runtime.task
@@ -361,7 +331,7 @@ def _reading(nbytes: int) -> float:
 def _cost(shape: Shape, m: int, threads: int) -> float:
     """Estimated time of F(m x m)."""
     n2, tiles, vectors = (m + 2) ** 2, shape.count(m), -(-shape.cout // LANES)
-    products = _TILE_LOSS * covered(tiles) * n2 * shape.channels * vectors
+    products = _TILE_LOSS * tiles * n2 * shape.channels * vectors
     moved = _TRANSFORMS[m] / 2 * n2 * tiles * (-(-shape.channels // LANES) + vectors)
     weights = 4 * _packed_size(m, shape.channels, shape.cout)
     if weights > _LARGE_WEIGHTS:
@@ -411,12 +381,13 @@ def _blocks(shape: Shape, m: int, order: str | None) -> tuple[str, int, int]:
     n2, total, threads = (m + 2) ** 2, shape.count(m), runtime.num_threads()
     pitch = -(-shape.channels // LANES) * LANES
     per_tile = 4 * n2 * (pitch + PANEL)
-    fit = max(_CACHE // 2 // per_tile // 14 * 14, 14)
+    fit = max(_CACHE // 2 // per_tile // ROWS, 1) * ROWS
     if order is None:
         small = 4 * _packed_size(m, shape.channels, shape.cout) <= _LARGE_WEIGHTS and total >= 8 * threads
         order = "tiles" if small else "panels"
     if order == "tiles":
         step = min(fit, max(-(-total // (2 * threads)), 4))
+        step = -(-total // -(-total // step))
         return order, step, step
     block = min(total, max(_SHARED_CACHE // (4 * n2 * pitch), 56))
     block = -(-total // -(-total // block))
@@ -429,8 +400,8 @@ def _plan(shape: Shape, x, pack, b, r, padding, activation, m: int, order: str |
     order, block, step = _blocks(shape, m, order)
     n2, threads = (m + 2) ** 2, runtime.num_threads()
     pitch = -(-shape.channels // LANES) * LANES
-    position = covered(block) * pitch + LANES  # the odd vector keeps positions out of each other's cache sets
-    v_size, m_size = n2 * position, covered(step) * n2 * PANEL
+    position = block * pitch + LANES  # the odd vectors keep positions, and tiles' products, out of each other's cache sets
+    v_size, m_size = n2 * position, step * (n2 * PANEL + LANES)
     v_bytes = 4 * v_size * (threads if order == "tiles" else 1)
     low, high = _RANGE.get(activation, (-math.inf, math.inf))
     inputs_at = {"b": 2 if b is not None else None, "r": None if r is None else 2 + (b is not None)}
@@ -445,7 +416,7 @@ def _plan(shape: Shape, x, pack, b, r, padding, activation, m: int, order: str |
             return (phase, workspace, inputs[0], inputs[1], bias, residual, y, v, products, _ZERO, *x.shape[1:3],
                     shape.channels, shape.height, shape.width, shape.cout, plans.pitch(y), padding[0][0], padding[1][0],
                     *shape.tiles(m), first, count, step, position, v_size, m_size, low, high, ACTIVATIONS[activation],
-                    parts)  # fmt: skip
+                    parts, STRIPS[0].address, STRIPS[1].address, NOWHERE)  # fmt: skip
 
         def rows(phase, parts, first, count, step):
             return runtime.row(_TASKS[m], parts, *words(phase, first, count, step, parts))
