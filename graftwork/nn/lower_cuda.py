@@ -33,6 +33,7 @@ class CudaExecutable(Executable):
         self.number = device_number(graph.device)
         self.lock_of_runs = threading.Lock()  # one replay has the buffers at a time
         self.replay: Replay | None = None
+        self.last_stream: Any = None
         self.kept: dict[Value, Any] = {}  # constants and ahead results, which stay where they are once they have been made
         super().__init__(graph)
         self.needed |= {Graph.viewed(v) for v in self.needed}  # a view that is computed ahead lives in its source
@@ -40,18 +41,19 @@ class CudaExecutable(Executable):
     def _plan(self, body: list[Node]) -> list[Step]:
         steps = []
         for node in body:
-            if node.op.view is not None:
-                self.places[node.output] = Place(node.inputs[0], _view_of(node))
-            elif node.op.name == "in_range":  # from a graph captured on the CPU; here, kernels give NaN out of range
-                self.places[node.output] = Place(node.inputs[0], None)
+            if (view := _view_of(node)) is not None:
+                self.places[node.output] = Place(node.inputs[0], view)
             else:
                 steps.append(Step(node, variant=_variant(node)))
         return steps
 
     def _bind_anew(self, exchanged: bool) -> None:
-        if exchanged:  # what is computed ahead is written to where it was
-            self.generation += 1
-            self.replay = None
+        if not exchanged:  # what is computed ahead is written to where it was
+            return
+        self.generation += 1
+        if self.last_stream is not None:
+            self.last_stream.synchronize()  # the GPU may still be using what is given back now
+        self.replay = None
 
     def _protect(self) -> None:
         """`numpy()` gives copies from a GPU: nobody can write behind our back."""
@@ -62,8 +64,8 @@ class CudaExecutable(Executable):
                 self.kept[value] = tensor(array, device=self.graph.device).data
         arrays = {v: self.kept[v] for v in self.graph.constants} | {v: t.data for v, t in self.graph.states.items()}
         for node in self.ahead_nodes:
-            if node.op.view is not None:
-                arrays[node.output] = node.op.view(arrays[node.inputs[0]], **node.attrs)
+            if (view := _view_of(node)) is not None:
+                arrays[node.output] = view(arrays[node.inputs[0]])
                 continue
             for value in node.outputs:
                 arrays[value] = self.kept[value] if value in self.kept else empty(value.shape, value.dtype, self.number)
@@ -77,6 +79,7 @@ class CudaExecutable(Executable):
         GPU, unless it takes the times: nanoseconds added per node."""
         require_current(self.number)
         with self.lock_of_runs:
+            self._follow()
             self.refresh()
             if self.replay is None:
                 self.replay = Replay(self)
@@ -85,6 +88,16 @@ class CudaExecutable(Executable):
             finally:
                 for t in self.written_states:
                     mark_written(t)
+
+
+    def _follow(self) -> None:
+        """Let the current stream wait for the one of the last run, which may still be using our buffers."""
+        import cupy
+
+        stream = cupy.cuda.get_current_stream()
+        if self.last_stream is not None and self.last_stream.ptr != stream.ptr:
+            stream.wait_event(self.last_stream.record())
+        self.last_stream = stream
 
 
 class Replay:
@@ -112,7 +125,6 @@ class Replay:
         self.why_not = f"the kernels of {', '.join(foreign)} are plain functions" if foreign else None
         self._told = False
         self._copy = registry.get("contiguous", "cuda")
-        self._last: tuple[int, Any] | None = None  # the stream of the last run, and an event behind it
 
     def _bind(self, node: Node) -> Any:
         kernel, inputs = _kernel(node), [self.array(v) for v in node.inputs]
@@ -139,13 +151,11 @@ class Replay:
 
     def run(self, inputs: Sequence[Any], times: dict[Node, int] | None) -> list[Any]:
         stream = self._cupy.cuda.get_current_stream()
-        if self._last is not None and self._last[0] != stream.ptr:
-            stream.wait_event(self._last[1])  # another stream may still be using our buffers
         for value, given in zip(self.executable.graph.inputs, inputs, strict=True):
             self._copy(given, out=self.arrays[value])
         if times is not None:
             self._run_timed(times, stream)
-        elif self._can_replay():
+        elif self.calls and self._can_replay():
             self.recorded.launch(stream)
         else:
             for call in self.calls:
@@ -154,7 +164,6 @@ class Replay:
         for value in self.executable.graph.outputs:
             results.append(empty(value.shape, value.dtype, self.executable.number))
             self._copy(self.array(value), out=results[-1])
-        self._last = stream.ptr, stream.record()
         return results
 
     def _can_replay(self) -> bool:
@@ -221,10 +230,12 @@ def _outs(node: Node, arrays: dict[Value, Any]) -> Any:
     return outs if node.op.multi else outs[0] if outs else None
 
 
-def _view_of(node: Node) -> Callable:
+def _view_of(node: Node) -> Callable | None:
+    """The function that makes a node's output from its input, where both share memory."""
+    if node.op.name == "in_range":  # from a graph that was captured on the CPU; here, kernels give NaN out of range
+        return lambda x: x
     view = node.op.view
-    assert view is not None  # the caller has looked
-    return lambda x: view(x, **node.attrs)
+    return None if view is None else lambda x: view(x, **node.attrs)
 
 
 __all__ = ["CudaExecutable", "Replay"]

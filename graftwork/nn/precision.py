@@ -12,6 +12,8 @@ from . import functional as F
 from .modules.module import assign
 from .tensor import Tensor, tensor
 
+LEAST, MOST = 2.0**-24, 2.0**24  # of the factor
+
 
 class LossScale:
     """A factor on the loss that halves after a step with an overflow and doubles after `interval` steps without one.
@@ -40,12 +42,11 @@ class LossScale:
     def update(self, finite: bool) -> None:
         """Take note of how a step went."""
         self.good = self.good + 1 if finite else 0
-        value = float(self.value.item())
         if not finite:
-            assign(self.value, max(value / 2, 2.0**-24))
+            assign(self.value, max(self.value.item() / 2, LEAST))
         elif self.good == self.interval:
             self.good = 0
-            assign(self.value, min(value * 2, 2.0**24))
+            assign(self.value, min(self.value.item() * 2, MOST))
 
     def state_dict(self) -> dict[str, float]:
         return {"value": float(self.value.item()), "good": self.good}

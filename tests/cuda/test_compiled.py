@@ -162,6 +162,16 @@ def test_another_stream_waits_for_the_last(gpu):
     assert len(stream.waits) == 1 and stream.waits[0].stream.ptr == 0
 
 
+def test_nothing_but_views_and_an_index_from_the_cpu(gpu, tmp_path):
+    x = cuda(np.arange(6, dtype=np.float32).reshape(2, 3))
+    np.testing.assert_array_equal(gw.compile(lambda x: x.T[1:])(x).numpy(), x.numpy().T[1:])
+    picked = gw.compile(lambda x, i: F.gather(x, F.maximum(i, i)))  # the range of what is computed is checked by a node
+    index = np.array([1, 0, 1])
+    picked.graph(gw.tensor(x.numpy()), gw.tensor(index)).save(tmp_path / "g.h5")
+    found = gw.load_graph(tmp_path / "g.h5", "cuda")(x, cuda(index))
+    np.testing.assert_array_equal(found.numpy(), x.numpy()[index])
+
+
 def test_what_cannot_be_captured_is_refused(gpu):
     x, here = cuda(np.ones(2, np.float32)), gw.tensor(np.ones(2, np.float32))
     with pytest.raises(CaptureError, match=r"item\(\) needs a tensor's values"):
