@@ -142,6 +142,14 @@ def test_copies_that_do_not_wait(gpu):
     assert gw.cuda.pinned_empty((0, 3), np.float32).shape == (0, 3)
 
 
+def test_a_loader_puts_batches_on_the_gpu(gpu):
+    data = nn.ArrayDataset(np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3))
+    for workers in (0, 1):
+        batches = list(nn.DataLoader(data, 2, workers=workers, device="cuda"))
+        assert [[t.device for t in b] for b in batches] == [["cuda:0", "cuda:0"]] * 2
+        np.testing.assert_array_equal(np.concatenate([b[1].numpy() for b in batches]), np.arange(3))
+
+
 def test_no_room_for_a_copy(gpu):
     gpu.limit = 1 << 10
     with pytest.raises(DeviceMemoryError, match=r"100x100 float32.*7 of 9 MiB are free"):

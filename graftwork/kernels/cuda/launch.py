@@ -204,10 +204,7 @@ def _filled(fields, values) -> Any:
 
 
 class Machine(Protocol):
-    """What runs steps: capability (10 * major + minor), processors (multiprocessors), and three methods.
-
-    bind: everything about a step that can be done once (compiling, tensor maps, packing); the result launches it.
-    """
+    """What runs steps: capability (10 * major + minor), processors (multiprocessors), and two methods."""
 
     capability: int
     processors: int
@@ -216,7 +213,8 @@ class Machine(Protocol):
 
     def run(self, step: Step, pointers: dict[int, int]) -> None: ...
 
-    def bind(self, step: Step, pointers: dict[int, int]) -> Callable[[], None]: ...
+    def bind(self, step: Step, pointers: dict[int, int]) -> Callable[[], None]:
+        """All that can be done once (compiling, tensor maps, packing); the result launches the step."""
 
 
 stand_in: Machine | None = None  # tests put an emulator here; it takes NumPy arrays
@@ -368,34 +366,6 @@ def view_of(slot: int, array) -> View:
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def kernel(describe: Callable) -> Callable:
-    """The registry's function `fn(*arrays, out=..., **attrs)` from `describe(builder, *views, out=..., **attrs)`."""
-    kept: dict[Any, Description] = {}
-
-    def described(arrays: tuple, out: Any, attrs: dict[str, Any]) -> tuple[Description, tuple, Machine]:
-        many = isinstance(out, tuple)
-        outs = out if many else () if out is None else (out,)
-        everything = (*arrays, *outs)
-        machine = machine_of(everything)
-        views = tuple([view_of(i, a) for i, a in enumerate(everything)])
-        form = (views, len(arrays), machine.capability, machine.processors, freeze(attrs))
-        description = kept.get(form)
-        if description is None:
-            description = _describe(describe, views, len(arrays), many, machine, attrs)
-            if len(kept) >= 4096:  # a program with ever new shapes must not grow without end
-                kept.clear()
-            kept[form] = description
-        return description, everything, machine
-
-    @functools.wraps(describe)
-    def fn(*arrays: Any, out: Any = None, **attrs: Any) -> None:
-        run(*described(arrays, out, attrs))
-
-    fn.describe = describe  # type: ignore[attr-defined]
-    fn.bind = lambda *arrays, out=None, **attrs: Bound(*described(arrays, out, attrs))  # type: ignore[attr-defined]
-    return fn
-
-
 class Bound:
     """A kernel call on arrays that keep their places, for replaying: described once, launched any number of times.
 
@@ -423,6 +393,34 @@ class Bound:
         """Launch all steps in order on the current stream."""
         for launch in self._launches:
             launch()
+
+
+def kernel(describe: Callable) -> Callable:
+    """The registry's function `fn(*arrays, out=..., **attrs)` from `describe(builder, *views, out=..., **attrs)`."""
+    kept: dict[Any, Description] = {}
+
+    def described(arrays: tuple, out: Any, attrs: dict[str, Any]) -> tuple[Description, tuple, Machine]:
+        many = isinstance(out, tuple)
+        outs = out if many else () if out is None else (out,)
+        everything = (*arrays, *outs)
+        machine = machine_of(everything)
+        views = tuple([view_of(i, a) for i, a in enumerate(everything)])
+        form = (views, len(arrays), machine.capability, machine.processors, freeze(attrs))
+        description = kept.get(form)
+        if description is None:
+            description = _describe(describe, views, len(arrays), many, machine, attrs)
+            if len(kept) >= 4096:  # a program with ever new shapes must not grow without end
+                kept.clear()
+            kept[form] = description
+        return description, everything, machine
+
+    @functools.wraps(describe)
+    def fn(*arrays: Any, out: Any = None, **attrs: Any) -> None:
+        run(*described(arrays, out, attrs))
+
+    fn.describe = describe  # type: ignore[attr-defined]
+    fn.bind = lambda *arrays, out=None, **attrs: Bound(*described(arrays, out, attrs))  # type: ignore[attr-defined]
+    return fn
 
 
 def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:
