@@ -42,6 +42,11 @@ def test_a_replay_equals_eager(gpu, rng):
 
 def test_a_whole_training_step(gpu, rng):
     """Forward, backward and update as one recorded graph, with dropout and a learning rate that changes in between."""
+    assert train_eager_and_compiled(rng).recorded.replays == 3
+
+
+def train_eager_and_compiled(rng):
+    """Three steps each, compared; returns the compiled one's replay. (On hardware too, see `test_gpu.py`.)"""
     images, labels = rng.standard_normal((2, 8, 8, 3)).astype(np.float32), np.array([1, 4])
     states = []
     for compiled in (False, True):
@@ -67,7 +72,7 @@ def test_a_whole_training_step(gpu, rng):
     for name, value in states[0].items():
         np.testing.assert_allclose(states[1][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
     assert states[1]["steps"] == 3 and states[1]["drawn"][1] > 0
-    assert run.executable(cuda(images), cuda(labels)).replay.recorded.replays == 3
+    return run.executable(cuda(images), cuda(labels)).replay
 
 
 def test_nothing_runs_at_capture_but_everything_at_the_first_replay(gpu):
