@@ -1,13 +1,16 @@
-"""The measurements of `bench.gpu_check`: kernels and networks on a GPU beside PyTorch's (cuBLAS, cuDNN) in the same run.
+"""The measurements of `bench.gpu_check`: kernels on a GPU beside PyTorch's (cuBLAS, cuDNN) in the same run; the clock and the
+inputs that whole networks (`gpu_networks.py`) use too.
 
 Inputs are random, never zeros. A time is the median of several batches of calls between two events. Every product and
-convolution
-is compared with the peer's result, and the difference stands in the table.
+convolution is compared with the peer's result, and the difference stands in the table.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -30,10 +33,13 @@ GEMMS = (  # m, n, k, whether A and B are stored transposed
 INT8 = ((1024, 1024, 1024), (4096, 4096, 4096), (8192, 8192, 8192), (25088, 512, 4608))  # m, n, k
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 CONV_BATCH = 32
-BATCHES = (1, 32, 256)
 COPY_BYTES = 1 << 29
 LAUNCHES = 2000  # timed calls of the overhead measurement
 TOUCH = 1 << 26  # elements of the memory-bound measurements
+
+
+class OutOfTime(Exception):
+    """What `Budget.limit` raises inside."""
 
 
 class Budget:
@@ -44,6 +50,25 @@ class Budget:
 
     def left(self) -> bool:
         return time.perf_counter() < self._end
+
+    @contextlib.contextmanager
+    def limit(self) -> Iterator[None]:
+        """What runs inside is interrupted, between two steps of Python, when the time is up: for what cannot be foreseen, such
+        as a compiler. Raises OutOfTime. Elsewhere than on a main thread nothing is interrupted."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(*given: Any) -> None:
+            raise OutOfTime
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, max(self._end - time.perf_counter(), 1e-3))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 class Bench:
@@ -120,7 +145,7 @@ def difference(found, expected) -> float:
     return float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0))
 
 
-def summary_of(rows: list[dict], key: str = "ratio") -> dict[str, str]:
+def summary_of(rows: list[dict], key: str = "ratio", what: str = "peer time over ours") -> dict[str, str]:
     """Geometric means of the ratios (peer's time over ours: above 1 we are faster), by dtype."""
     from .gpu_check import geometric_mean
 
@@ -128,7 +153,7 @@ def summary_of(rows: list[dict], key: str = "ratio") -> dict[str, str]:
     for dtype in dict.fromkeys(row.get("dtype", "all") for row in rows):
         mean = geometric_mean([row[key] for row in rows if row.get("dtype", "all") == dtype and row.get(key)])
         if mean is not None:
-            found[f"geometric mean of peer time over ours, {dtype}"] = f"{mean:.3f}"
+            found[f"geometric mean of {what}, {dtype}"] = f"{mean:.3f}"
     return found
 
 
@@ -139,7 +164,7 @@ def _row(flops: float, ours: float, peer: float | None, **more: Any) -> dict:
     return row
 
 
-def _set_precision(bench: Bench, dtype: str) -> None:
+def set_precision(bench: Bench, dtype: str) -> None:
     if bench.torch is not None:
         bench.torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
         bench.torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -155,7 +180,7 @@ def gemm(bench: Bench, budget: Budget) -> dict:
     for dtype in DTYPES:
         if not bench.supports(dtype):
             continue
-        _set_precision(bench, dtype)
+        set_precision(bench, dtype)
         for m, n, k, stored in GEMMS:
             if not budget.left():
                 left_out += 1
@@ -236,7 +261,7 @@ def conv(bench: Bench, budget: Budget) -> dict:
     for dtype in ("float16", "float32", "bfloat16"):
         if not bench.supports(dtype):
             continue
-        _set_precision(bench, dtype)
+        set_precision(bench, dtype)
         for network, call in layers:
             for part in ("forward", "input_grad", "weight_grad"):
                 if not budget.left():
@@ -402,52 +427,4 @@ def launch_part(bench: Bench, budget: Budget) -> dict:
     return {"rows": launch_overhead(bench)}
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------
-
-
-def networks(bench: Bench, budget: Budget) -> dict:
-    """Inference of the four networks, eager, at several batch sizes, beside PyTorch's eager twins with our weights
-    (channels last)."""
-    rows, left_out = [], 0
-    for name in NETWORKS:
-        model = build(name).eval()
-        peer = _twin(bench, name, model)
-        model = model.to("cuda")
-        for dtype in ("float32", "float16"):
-            model = model.astype(dtype)
-            for batch in BATCHES:
-                if not budget.left():
-                    left_out += 1
-                    continue
-                rows.append(_network_row(bench, name, model, peer, batch, dtype))
-    return {"rows": rows, "summary": summary_of(rows), "left_out": left_out}
-
-
-def _twin(bench: Bench, name: str, model: Any) -> Any:
-    if bench.torch is None:
-        return None
-    from .peers import twin
-
-    return twin(name, model).to("cuda").to(memory_format=bench.torch.channels_last)
-
-
-def _network_row(bench: Bench, name: str, model: Any, peer: Any, batch: int, dtype: str) -> dict:
-    _set_precision(bench, dtype)
-    pictures = picture(batch).astype(dtype)
-    x = gw.tensor(pictures, device="cuda")
-    with gw.no_grad():
-        ours = bench.seconds(lambda: model(x), 0.3)
-        logits = model(x).numpy()
-    row: dict[str, Any] = {"network": name, "batch": batch, "dtype": dtype, "ms": ours * 1e3, "images_per_second": batch / ours}
-    if peer is None:
-        return row
-    torch = bench.torch
-    peer = peer.to(getattr(torch, dtype))
-    tx = torch.tensor(pictures.transpose(0, 3, 1, 2)).to("cuda").contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        theirs = bench.seconds(lambda: peer(tx), 0.3)
-        expected = peer(tx).float().cpu().numpy()
-    return row | {"peer_ms": theirs * 1e3, "ratio": theirs / ours, "difference": difference(logits, expected)}
-
-
-PARTS = {"gemm": gemm, "int8": int8, "conv": conv, "memory": memory, "launch": launch_part, "networks": networks}
+PARTS = {"gemm": gemm, "int8": int8, "conv": conv, "memory": memory, "launch": launch_part}

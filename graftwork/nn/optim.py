@@ -35,7 +35,7 @@ class Optimizer:
             entries = [{"parameters": entries}]
         self.groups = [self._group(entry, lr, weight_decay) for entry in entries]
         self.state: list[dict[str, Tensor]] = [self._new_state(p) for g in self.groups for p in g["parameters"]]
-        self.steps = Tensor(np.zeros((), np.int64))
+        self.steps = tensor(np.zeros((), np.float64), device=self.groups[0]["lr"].device)
 
     def _group(self, entry: dict, lr: float, weight_decay: float) -> dict:
         unknown = set(entry) - {"parameters", "lr", "weight_decay"}

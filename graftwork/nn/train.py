@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from .data import DataLoader
 from .metrics import Average
 from .modules.module import Module
 from .optim import Optimizer
+from .precision import LossScale
 from .schedule import Schedule
 from .tensor import Tensor
 
@@ -28,21 +30,30 @@ class Trainer:
     loss(prediction, target) -> scalar Tensor; cross-entropy by default. schedule: stepped once an optimiser step.
     checkpoint_path: written atomically after each epoch; `resume()` goes on exactly from there.
     compile: run each step (forward, backward, update) as one static graph; its gradients are not kept.
+    precision: "bf16" or "fp16" for compiled steps on a GPU (`nn.compile`). loss_scale: a LossScale, which "fp16" brings by
+    itself; the step is two graphs then, and the update is left out where a gradient has overflowed (`skipped` counts such
+    steps).
     progress: a rich progress bar on the terminal. history: one dict an epoch.
     Plugins take part through prepare_model, fit_start, reduce_gradients, step_end and fit_end.
     """
 
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
                  schedule: Schedule | None = None, checkpoint_path: str | Path | None = None, progress: bool = True,
-                 plugins: Any = None, compile: bool = False):  # fmt: skip
+                 plugins: Any = None, compile: bool = False, precision: str | None = None,
+                 loss_scale: LossScale | None = None):  # fmt: skip
+        if (precision is not None or loss_scale is not None) and not compile:
+            raise ConfigError("Trainer: precision and loss_scale are for compiled steps; pass compile=True as well")
         self.model, self.optimizer, self.loss, self.schedule = model, optimizer, loss, schedule
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.progress = progress
         self.history: list[dict] = []
         self.epoch = self.step = 0
         self.stop = False  # a plugin may set it in step_end
-        self._plugins, self.compile = plugins, compile
+        self._plugins, self.compile, self.precision = plugins, compile, precision
+        self.loss_scale, self.skipped = loss_scale, 0
         self._static_step: Callable | None = None
+        self._gradients: Callable | None = None  # with a loss scale: the step's two graphs
+        self._update: Callable | None = None
 
     @property
     def plugins(self):
@@ -126,7 +137,50 @@ class Trainer:
                 "Trainer(compile=True): a plugin combines gradients between the backward pass and the update "
                 "(reduce_gradients), which a step captured whole has no place for; use compile=False"
             )
-        self._static_step = compile(self._whole_step)
+        if self.precision == "fp16" and self.loss_scale is None:
+            self.loss_scale = LossScale(device=next(iter(self.model.parameters())).device)
+        if self.loss_scale is None:
+            self._static_step = compile(self._whole_step, self.precision)
+        else:
+            self._static_step = self._scaled_step
+            self._gradients = compile(self._scaled_gradients, self.precision)
+            self._update = compile(self._apply)
+
+    def _scaled_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the scaled loss, and the update if they are all finite: the one look at a value in between."""
+        assert self.loss_scale is not None  # `_compile` has made all three
+        assert self._gradients is not None and self._update is not None
+        loss, prediction, gradients, check = self._gradients(x, target)
+        finite = math.isfinite(check.item())
+        if finite:
+            self._update(gradients)
+        else:
+            self.skipped += 1
+        self.loss_scale.update(finite)
+        return loss, prediction
+
+    def _scaled_gradients(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor], Tensor]:
+        """What becomes the first graph; gradients by the parameter's number."""
+        assert self.loss_scale is not None
+        self.optimizer.zero_grad()
+        prediction = self.model(x)
+        loss = self.loss(prediction, target)
+        self.loss_scale.scale(loss).backward()
+        found = {i: p.grad for i, p in enumerate(self._trained()) if p.grad is not None}
+        gradients, check = self.loss_scale.unscale(list(found.values()))
+        self.optimizer.zero_grad()
+        return loss, prediction, dict(zip(found, gradients, strict=True)), check
+
+    def _apply(self, gradients: dict[int, Tensor]) -> None:
+        """What becomes the second graph."""
+        parameters = self._trained()
+        for i, g in gradients.items():
+            parameters[i].grad = g
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.groups for p in group["parameters"]]
 
     def evaluate(self, batches: Iterable) -> dict[str, float]:
         """Mean loss and, for class labels, accuracy over batches, in inference mode."""
@@ -148,6 +202,7 @@ class Trainer:
         info = {
             "epoch": self.epoch, "step": self.step, "history": self.history, "random": rng.get_state(),
             "schedule": self.schedule.state_dict() if self.schedule else None,
+            "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
         }  # fmt: skip
         arrays = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         checkpoint.save(path, arrays, info)
@@ -173,6 +228,8 @@ class Trainer:
             raise CheckpointError(f"this checkpoint is of another model: {error}") from error
         if self.schedule is not None:
             self.schedule.load_state_dict(info["schedule"])
+        if self.loss_scale is not None and info.get("loss_scale") is not None:
+            self.loss_scale.load_state_dict(info["loss_scale"])
         rng.set_state(info["random"])
         self.epoch, self.step, self.history = info["epoch"], info["step"], info["history"]
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from graftwork.kernels.cuda.tensor_map import TensorMap
 class EmulatorMachine:
     """Runs steps on the CPU. `steps` counts them."""
 
+    launch: Any = None  # takes a launch and its pointers, and may write them down (`fake_cupy.Driver`)
+
     def __init__(self, capability: int = 90, processors: int = 4, seed: int = 0):
         self.capability, self.processors, self.seed = capability, processors, seed
         self.steps, self.chip = 0, ""
@@ -24,6 +27,12 @@ class EmulatorMachine:
         made = np.empty(shape, dtype)
         made.reshape(-1).view(np.uint8)[:] = 0xC3  # garbage, so that a kernel that relies on zeros is seen
         return made
+
+    def bind(self, step: Step, pointers: dict[int, int]) -> Callable[[], None]:
+        def run() -> None:
+            self.run(step, pointers)
+
+        return run if self.launch is None else lambda: self.launch(run, pointers)
 
     def run(self, step: Step, pointers: dict[int, int]) -> None:
         self.steps += 1
