@@ -99,10 +99,19 @@ def case(name: str, each: int, data: Path, side: int, epochs: int, test: int, se
     learn, checks = [pictures[i] for i in train], [pictures[i] for i in kept]
     classes = [str(c) for c in np.unique(labels)]
     advice: Advice = advise(network(network_name, data, side), learn, labels[train], epochs=epochs)
-    row = {"data": name, "labels_per_class": each, "seed": seed, "test_images": len(kept), "advice": advice.to_dict(), "ways": {}}
+    row = {
+        "data": name,
+        "labels_per_class": each,
+        "seed": seed,
+        "test_images": len(kept),
+        "advice": advice.to_dict(),
+        "ways": {},
+    }
     for way in WAYS:
         model, start = network(network_name, data, side), time.perf_counter()
-        options = {} if way == "features" else {"epochs": epochs, "seed": seed, "augment": None if name == "digits" else AUGMENT}
+        options = (
+            {} if way == "features" else {"epochs": epochs, "seed": seed, "augment": None if name == "digits" else AUGMENT}
+        )
         found = fit(model, learn, labels[train], classes, network_name, way, **options)
         seconds = time.perf_counter() - start
         row["ways"][way] = {"accuracy": float(found.score(checks, labels[kept])), "seconds": round(seconds, 1)}

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, DataError
-from ...nn import Module, Tensor, no_grad
+from ...nn import Module, no_grad
 from ...nn.modules.module import listen
 from ...zoo import images
 from .experiments import split
@@ -64,7 +64,9 @@ class Advice:
         return {**asdict(self), "reasons": list(self.reasons), "quadrant": self.quadrant}
 
     def __str__(self) -> str:
-        head = f"{self.quadrant}{': trouble' if self.trouble else ''}. Strategy: {self.strategy}, about {duration(self.seconds)}."
+        head = (
+            f"{self.quadrant}{': trouble' if self.trouble else ''}. Strategy: {self.strategy}, about {duration(self.seconds)}."
+        )
         return "\n".join([head, *(f"- {reason}" for reason in self.reasons)])
 
 
@@ -143,7 +145,9 @@ def decide(measured: dict[str, Any], budget: float | None = None, epochs: int = 
     options = {} if strategy == "features" else {"epochs": epochs}
     if strategy != "features" and measured["most"] > 5 * max(measured["fewest"], 1):
         options["balance"] = "weights"
-    return Advice(data, domain, strategy, trouble, tuple(reasons), once if strategy == "features" else tuning, measured, options)
+    return Advice(
+        data, domain, strategy, trouble, tuple(reasons), once if strategy == "features" else tuning, measured, options
+    )
 
 
 def _amount(measured: dict[str, Any], data: str) -> str:
@@ -199,7 +203,9 @@ def raw_pixels(pictures: Sequence[Any], channels: int) -> np.ndarray:
     return rows - rows.mean(axis=1, keepdims=True)
 
 
-def domain_distance(model: Module, pictures: Sequence[Any], features: np.ndarray, reference: Sequence[Any] | None = None) -> float | None:
+def domain_distance(
+    model: Module, pictures: Sequence[Any], features: np.ndarray, reference: Sequence[Any] | None = None
+) -> float | None:
     """How far pictures are from the network's source, in standard deviations of the source, or None where nothing tells.
 
     With reference pictures, by the features of both; otherwise by the running statistics of batch normalisation. Per value, the
@@ -280,4 +286,3 @@ def load(path: Any, progress: bool = False) -> Any:
     if load_arrays(path)[1].get("kind") == KIND:
         return FineTuned.load(path)
     return ImageClassifier.load(path, progress)
-

@@ -39,7 +39,9 @@ class Evaluation:
         expected = (len(self.truth), len(self.classes))
         if self.probabilities.shape != expected or len(self.truth) == 0:
             raise DataError(f"probabilities {list(self.probabilities.shape)}; expected {list(expected)}, at least one image")
-        if not (np.issubdtype(np.asarray(self.truth).dtype, np.integer) and 0 <= self.truth.min() <= self.truth.max() < expected[1]):
+        if not (
+            np.issubdtype(np.asarray(self.truth).dtype, np.integer) and 0 <= self.truth.min() <= self.truth.max() < expected[1]
+        ):
             raise DataError(f"labels {np.unique(self.truth).tolist()}; expected class numbers from 0 to {expected[1] - 1}")
 
     @property

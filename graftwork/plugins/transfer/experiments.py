@@ -201,9 +201,13 @@ def learning_curve(features: np.ndarray, labels: Any, counts: Sequence[int] = (1
             chosen = np.concatenate([rng.choice(m, count, replace=False) for m in members])
             model = logistic_regression(C).fit(features[chosen], labels[chosen])
             scores.append(float(model.score(features[kept], labels[kept])))
-        rows.append({"labels": int(count), "accuracy": float(np.mean(scores)), "deviation": float(np.std(scores)), "draws": draws})
+        rows.append(
+            {"labels": int(count), "accuracy": float(np.mean(scores)), "deviation": float(np.std(scores)), "draws": draws}
+        )
     if not rows:
-        raise DataError(f"the smallest class has {min(map(len, members))} training images; give smaller counts than {min(counts)}")
+        raise DataError(
+            f"the smallest class has {min(map(len, members))} training images; give smaller counts than {min(counts)}"
+        )
     return rows
 
 
