@@ -2,7 +2,8 @@
 
 `python -m bench.advise DATA` with a folder that holds `clothing/`, `cifar10-train.h5` and `weights/` (see the option --help);
 handwritten digits and textures need no files. Small networks' inputs and few epochs keep it within minutes; the figures compare
-ways of learning with each other, they are not the best that any of them can do. Writes bench/results/advise.json after every case.
+ways of learning with each other, they are not the best that any of them can do. Writes
+bench/results/advise.json after every case.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ def cifar10(data: Path, rng: np.random.Generator):
         count = 4000
         offset, labels = file["offset"][: count + 1], file["label"][:count].astype(np.int64)
         raw = file["jpeg"][: offset[-1]].tobytes()
-    decoded = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in zip(offset, offset[1:], strict=False)]
+    decoded = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in pairwise(offset)]
     return decoded, labels
 
 

@@ -8,8 +8,8 @@ CS231n notes on transfer learning):
     more data     fine-tune                                fine-tune
 
 The first question is counted. The second is answered by what can be measured without the source's pictures: how much better
-neighbours in the network's features know the classes than neighbours in pixels do, and how far the pictures' statistics within the
-network are from those that its weights hold (the running ones of batch normalisation) or from reference pictures.
+neighbours in the network's features know the classes than neighbours in pixels do, and how far the pictures' statistics
+within the network are from those that its weights hold (the running ones of batch normalisation) or from reference pictures.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def advise(model: Module, pictures: Sequence[Any], labels: Any, reference: Seque
     """Measure pictures and network, and say how to learn.
 
     model: of the zoo, with weights, without top. labels: class numbers. reference: pictures like those that the weights were
-    trained on, for networks whose weights hold no statistics; their classes are not needed. budget: seconds that fine-tuning may
-    take; beyond them, features are advised. epochs: of fine-tuning. At most 600 pictures are looked at.
+    trained on, for networks whose weights hold no statistics; their classes are not needed. budget: seconds that fine-tuning
+    may take; beyond them, features are advised. epochs: of fine-tuning. At most 600 pictures are looked at.
     Raises DataError for labels that do not fit, or with fewer than two classes or two pictures in each of them.
     """
     labels = np.asarray(labels)
@@ -107,7 +107,8 @@ def advise(model: Module, pictures: Sequence[Any], labels: Any, reference: Seque
     measured = {
         "images": len(labels), "classes": len(found), "per_class": float(np.median(counts)), "fewest": int(counts.min()),
         "most": int(counts.max()), "features_accuracy": known, "pixels_accuracy": pixels,
-        "closed": (known - pixels) / max(1 - pixels, 1 / len(chosen)), "distance": domain_distance(model, looked, features, reference),
+        "closed": (known - pixels) / max(1 - pixels, 1 / len(chosen)),
+        "distance": domain_distance(model, looked, features, reference),
         "forward_seconds": forward, "probed": len(chosen),
     }  # fmt: skip
     return decide(measured, budget, epochs)
@@ -162,14 +163,14 @@ def _domain(measured: dict[str, Any]) -> tuple[str, list[str]]:
     closed, distance = measured["closed"], measured["distance"]
     knows = closed >= CLOSED
     reasons = [
-        f"a nearest neighbour by the network's features is of the same class in {measured['features_accuracy']:.0%} of cases, by "
-        f"pixels in {measured['pixels_accuracy']:.0%}: "
+        f"a nearest neighbour by the network's features is of the same class in {measured['features_accuracy']:.0%} of cases, "
+        f"by pixels in {measured['pixels_accuracy']:.0%}: "
         + (f"the network avoids {closed:.0%} of the errors, so it knows what matters here" if knows else
            f"the network avoids {max(closed, 0):.0%} of the errors, so it knows little of what matters here")
     ]  # fmt: skip
     if distance is None:
-        reasons.append("the weights hold no statistics of what they were trained on (no batch normalisation) and no reference was "
-                       "given, so the neighbours alone decide")  # fmt: skip
+        reasons.append("the weights hold no statistics of what they were trained on (no batch normalisation) and no reference "
+                       "was given, so the neighbours alone decide")  # fmt: skip
         return ("same" if knows else "different"), reasons
     far = distance >= FAR
     reasons.append(f"inside the network the pictures are {distance:.2f} standard deviations from what it was trained on "
@@ -229,7 +230,7 @@ def _wasserstein(mean: np.ndarray, deviation: np.ndarray) -> float:
 
 
 def _normalised_shift(model: Module, norm: Any, pictures: Sequence[Any]) -> float:
-    """The distance at one normalisation: what it returns, without its scale and shift, has mean 0 and deviation 1 on the source."""
+    """The distance at one normalisation: its output, without scale and shift, has mean 0 and deviation 1 on the source."""
     with no_grad(), listen([norm]) as heard:
         model.features(model.preprocess(list(pictures)))
         y = heard(norm)
@@ -245,8 +246,8 @@ def fit(model: Module, pictures: Sequence[Any], labels: Any, classes: Sequence[s
         progress: bool = False, **options: Any) -> Any:  # fmt: skip
     """Learn classes in the way asked for, or advised: an `ImageClassifier` or a `FineTuned`, which are used alike.
 
-    strategy: "auto" (ask `advise`), an Advice, "features", or one of `fine_tune`'s: "head", "few", "all", "gradual", a number of
-    layers. validation: (pictures, labels) for fine-tuning to choose its best epoch by; a tenth of the pictures is put aside for
+    strategy: "auto" (ask `advise`), an Advice, "features", or one of `fine_tune`'s: "head", "few", "all", "gradual", a number
+    of layers. validation: (pictures, labels) for fine-tuning to choose its best epoch by; a tenth of the pictures is put aside for
     it where none are given. C: of the features' logistic regression. options: of `fine_tune`; they outweigh the advice's.
     The result's `advice` is what was followed, or None.
     """

@@ -33,8 +33,8 @@ def split(labels: Any, test: float = 0.2, groups: Any = None, seed: int = 0) -> 
         raise ConfigError(f"test={test}; expected a share between 0 and 1, such as 0.2")
     if labels.ndim != 1 or len(labels) < 2 or (groups is not None and len(groups) != len(labels)):
         raise DataError(
-            f"labels {list(labels.shape)}{'' if groups is None else f' with {len(groups)} groups'}; expected one label (and one "
-            "group) an image, and at least two images"
+            f"labels {list(labels.shape)}{'' if groups is None else f' with {len(groups)} groups'}; expected one label (and "
+            "one group) an image, and at least two images"
         )
     if groups is not None:
         return _split_groups(labels, test, np.asarray(groups), seed)
@@ -71,8 +71,8 @@ def folds_of(labels: Any, folds: int = 5, groups: Any = None, seed: int = 0) -> 
     most = fewest if groups is None else min(len(np.unique(np.asarray(groups)[labels == c])) for c in np.unique(labels))
     if folds < 2 or most < 2:
         raise DataError(
-            f"{folds} folds with {most} {'images' if groups is None else 'groups'} in the smallest class; expected at least two "
-            "of both for cross-validation"
+            f"{folds} folds with {most} {'images' if groups is None else 'groups'} in the smallest class; expected at least "
+            "two of both for cross-validation"
         )
     maker = StratifiedKFold if groups is None else StratifiedGroupKFold
     return list(maker(min(folds, most), shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups))
@@ -94,8 +94,8 @@ class CrossValidation:
         return float(np.std(self.accuracies, ddof=1))
 
 
-def cross_validate(features: np.ndarray, labels: Any, C: float = 0.01, estimator: Any = None, folds: int = 5, groups: Any = None,
-                   seed: int = 0) -> CrossValidation:  # fmt: skip
+def cross_validate(features: np.ndarray, labels: Any, C: float = 0.01, estimator: Any = None, folds: int = 5,
+                   groups: Any = None, seed: int = 0) -> CrossValidation:  # fmt: skip
     """Accuracy of a model on features, on each fold in turn. estimator: any scikit-learn classifier instead of ours."""
     from sklearn.base import clone
 

@@ -1,4 +1,4 @@
-"""Where a classifier looked: Grad-CAM (Selvaraju et al. 2017) on the trunk's last feature map, by the framework's own autograd."""
+"""Where a classifier looked: Grad-CAM (Selvaraju et al. 2017) on the trunk's last feature map, by our own autograd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about a classifier: figures, confusion, mistakes, similar pictures, a map, what it looks at, curves, sizes, times."""
+"""The page about a classifier: figures, confusion, mistakes, similar pictures, a map, what it looks at, curves, times."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def report(path: str | Path, classifier: Any, pictures: Sequence[Any], labels: A
     sections += _curves(classifier, found, extras) + _measured(extras)
     sections.append(_sizes(classifier, trunk, seconds, len(pictures)))
     low, high = found.interval
-    lead = (f"{found.accuracy:.1%} of {len(pictures):,} pictures of {len(found.classes)} classes are recognised; with 95 % confidence "
-            f"that is {low:.1%} to {high:.1%} of pictures like these.")  # fmt: skip
+    lead = (f"{found.accuracy:.1%} of {len(pictures):,} pictures of {len(found.classes)} classes are recognised; with 95 % "
+            f"confidence that is {low:.1%} to {high:.1%} of pictures like these.")  # fmt: skip
     write_page(path, title, lead, sections)
     return found
 
@@ -94,7 +94,7 @@ def _figures(found: Evaluation, seconds: float, trunk: Any) -> Section:
         ("time", f"{1000 * seconds:.1f} ms", "a picture, decoding included"),
         ("parameters", f"{trunk.count_parameters():,}", f"{type(trunk).__name__} without its top"),
     ])  # fmt: skip
-    text = "Measured on pictures that were put aside. The interval is Wilson's: the true share lies in it for 95 of 100 such tests."
+    text = "Measured on pictures that were put aside. The interval is Wilson's: it holds the true share in 95 of 100 such tests."
     return Section("In figures", text, body)
 
 
@@ -102,13 +102,17 @@ def _by_class(found: Evaluation) -> Section:
     rows = found.by_class()
     shown = {r["class"]: (r["recall"], *r["interval"]) for r in rows if r["images"]}
     cells = [
-        [r["class"], r["images"], _share(r["recall"]), "–" if r["interval"] is None else "{:.2f} to {:.2f}".format(*r["interval"]),
+        [r["class"], r["images"], _share(r["recall"]), _range(r["interval"]),
          _share(r["precision"]), _share(r["f1"])]
         for r in rows
     ]  # fmt: skip
     body = interval_chart(shown) + table(["class", "pictures", "recall", "95 % interval", "precision", "F1"], cells)
-    return Section("Class by class", "Recall: the share of a class's pictures that are recognised. Precision: the share of pictures "
-                   "called so that are. The whiskers are 95 % intervals.", body)  # fmt: skip
+    return Section("Class by class", "Recall: the share of a class's pictures that are recognised. Precision: the share of "
+                   "pictures called so that are. The whiskers are 95 % intervals.", body)  # fmt: skip
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
 def _share(value: float | None) -> str:
@@ -142,8 +146,8 @@ def _mistakes(found: Evaluation, small: Thumbnails) -> list[Section]:
         shown.append(
             figure(small.get(i), f"{found.classes[found.truth[i]]}, taken for {found.classes[found.predicted[i]]}", caption)
         )
-    text = ("The wrong answers that the classifier was surest of: what it said, how sure it was, and what the label says. Wrong labels "
-            "are often found here.")  # fmt: skip
+    text = ("The wrong answers that the classifier was surest of: what it said, how sure it was, and what the label says. Wrong "
+            "labels are often found here.")  # fmt: skip
     return [Section("Most confident mistakes", text, f'<div class="strip large">{"".join(shown)}</div>')]
 
 
@@ -182,8 +186,8 @@ def _similar(found: Evaluation, features: np.ndarray, small: Thumbnails) -> Sect
     ordered = [[q, *(i for i in row if i != q)][: indices.shape[1]] for q, row in zip(queries, indices, strict=True)]
     rows = [[small.get(i) for i in row] for row in ordered]
     body = picture_grid(rows, [[found.classes[found.truth[i]] for i in row] for row in ordered], "middle")
-    return Section("Similar pictures", "The first of each row is the question, the others are its nearest neighbours by deep features "
-                   "(cosine). No label was used.", body)  # fmt: skip
+    return Section("Similar pictures", "The first of each row is the question, the others are its nearest neighbours by deep "
+                   "features (cosine). No label was used.", body)  # fmt: skip
 
 
 def plane(features: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
@@ -207,8 +211,8 @@ def _map(found: Evaluation, features: np.ndarray, small: Thumbnails) -> Section:
     places, method = plane(features[chosen])
     pixels = [small.get(i, 40) for i in chosen]
     body = feature_map(places, pixels, [found.classes[found.truth[i]] for i in chosen])
-    return Section("A map of the features", f"{len(chosen)} pictures; near each other is what the network finds alike ({method}). Point at one "
-                   "for its class.", body)  # fmt: skip
+    return Section("A map of the features", f"{len(chosen)} pictures; near each other is what the network finds alike ({method}). "
+                   "Point at one for its class.", body)  # fmt: skip
 
 
 def _curves(classifier: Any, found: Evaluation, extras: Extras) -> list[Section]:
@@ -243,10 +247,9 @@ def _measured(extras: Extras) -> list[Section]:
                 f"{extras.search.test_images} others: {extras.search.test:.3f}.")  # fmt: skip
         sections.append(Section("What was tried", text, table(["method", "layer", "C or rate", "accuracy", "deviation"], rows)))
     if extras.networks:
-        rows = [[n.name, f"{n.accuracy:.3f}", "{:.3f} to {:.3f}".format(*n.interval), f"{1000 * n.seconds:.1f} ms", f"{n.parameters:,}",
-                 f"{n.bytes / 1e6:.1f} MB"] for n in extras.networks]  # fmt: skip
+        rows = [[n.name, f"{n.accuracy:.3f}", _range(n.interval), f"{1000 * n.seconds:.1f} ms", f"{n.parameters:,}", f"{n.bytes / 1e6:.1f} MB"] for n in extras.networks]  # fmt: skip
         sections.append(Section("Networks side by side", "The same split, a logistic regression on each network's features.",
-                                table(["network", "accuracy", "95 % interval", "a picture", "parameters", "size"], rows)))  # fmt: skip
+                                table(["network", "accuracy", "95 %", "a picture", "parameters", "size"], rows)))  # fmt: skip
     return sections
 
 

@@ -1,4 +1,4 @@
-"""Parts of a page as HTML and SVG. All text is escaped; what is a picture has a text in its place for those who cannot see it."""
+"""Parts of a page as HTML and SVG. All text is escaped; a picture has a text in its place for those who cannot see it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def confusion_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
         total = max(int(matrix[i].sum()), 1)
         cells = "".join(_cell(int(n), n / total, i == j) for j, n in enumerate(matrix[i]))
         rows.append(f"<tr><th scope=row>{html.escape(name)}</th>{cells}</tr>")
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion"><caption>Rows: '
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion">'
+            "<caption>Rows: "
             f"what it is. Columns: what was predicted.</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div>")  # fmt: skip
 
