@@ -57,11 +57,13 @@ def default_state(device: str = "cpu") -> Tensor:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """All randomness from `seed` inside the block, and as it was before after it."""
-    before = get_state()
+    global _generator
+    before, generator = get_state(), _generator
     manual_seed(seed)
     try:
         yield
     finally:
+        _generator = generator
         set_state(before)
 
 

@@ -71,9 +71,7 @@ class Trainer:
         if epochs < 1:
             raise ConfigError(f"fit: epochs={epochs}, expected at least 1")
         hook = self.plugins.hook
-        self.model = self.plugins.prepare_model(self.model, self)
-        if self.compile:
-            self._compile()
+        self.prepare()
         hook.fit_start(trainer=self)
         try:
             with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
@@ -89,6 +87,12 @@ class Trainer:
         finally:
             hook.fit_end(trainer=self)
         return self.history
+
+    def prepare(self) -> None:
+        """Let plugins change the model, and make the static step; `fit` does so itself, `train_step` needs it before."""
+        self.model = self.plugins.prepare_model(self.model, self)
+        if self.compile:
+            self._compile()
 
     def _epoch(self, loader, bar) -> dict:
         self.model.train()
@@ -122,16 +126,6 @@ class Trainer:
         self.optimizer.step()
         return loss, prediction
 
-    def _whole_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What becomes one graph: no hook in between, and no gradient outlives it."""
-        self.optimizer.zero_grad()
-        prediction = self.model(x)
-        loss = self.loss(prediction, target)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss, prediction
-
     def _compile(self) -> None:
         if self.plugins.hook.reduce_gradients.get_hookimpls():
             raise ConfigError(
@@ -139,7 +133,8 @@ class Trainer:
                 "(reduce_gradients), which a step captured whole has no place for; use compile=False"
             )
         if self._static_model is None or self._static_model.target is not self.model:  # type: ignore[attr-defined]
-            self._static_step, self._static_model = compile(self._whole_step), compile(self.model)
+            self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss))
+            self._static_model = compile(self.model)
 
     # -- the best epoch ----------------------------------------------------------------------------------------------
     @property
@@ -215,6 +210,22 @@ class Trainer:
         self.epoch, self.step, self.history = info["epoch"], info["step"], info["history"]
         self.best, self._best_state = info.get("best"), arrays.get("best", {})
         return True
+
+
+def _whole_step(model: Module, optimizer: Optimizer, criterion: Callable) -> Callable:
+    """What becomes one graph: no hook in between, and no gradient outlives it. A closure, so that `compile` sees what it
+    depends on and captures again when a layer is frozen or let go."""
+
+    def step(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad()
+        prediction = model(x)
+        loss = criterion(prediction, target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss, prediction
+
+    return step
 
 
 def _count_hits(hits: Average, prediction: Tensor, target: Tensor) -> None:
