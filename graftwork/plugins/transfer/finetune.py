@@ -277,24 +277,29 @@ class Run:
 
     def train(self, validation: tuple[Any, Any] | None, checkpoint: str | Path | None, progress: bool) -> None:
         """Train by stages, and leave the network with the best epoch's weights."""
-        recipe, steps = self.recipe, len(self.loader) * self.recipe.epochs
-        checks = None if validation is None else self._checks(*validation)
-        watch = None if validation is None else "validation_accuracy"
-        self.trainer = Trainer(
-            self.network, self.optimizer, SoftCrossEntropyLoss(), OneCycleLR(self.optimizer, max(steps, 2)), checkpoint, progress,
-            compile=recipe.compile, monitor=watch, patience=recipe.patience if watch else None, notes=self._notes(),
-        )  # fmt: skip
+        checks = None if validation is None else self.checks(*validation)
+        self.trainer = self.new_trainer(validation is not None, checkpoint, progress)
         self.trainer.resume()
         for count, until in self.stages:
             if self.trainer.epoch < until and not self.trainer.exhausted:
-                train_last(self.trunk, count, recipe.freeze_statistics)
+                train_last(self.trunk, count, self.recipe.freeze_statistics)
                 self.trainer.fit(self.loader, until, checks)
         if self.trainer.best is not None:
             self.trainer.restore_best()
 
-    def _checks(self, pictures: Any, labels: Any) -> list[tuple[Tensor, Tensor]] | _Checks:
+    def new_trainer(self, checked: bool, checkpoint: str | Path | None = None, progress: bool = False) -> Trainer:
+        """A trainer for this run's network; checked: it keeps the epoch with the best validation accuracy."""
+        recipe, steps = self.recipe, max(len(self.loader) * self.recipe.epochs, 2)
+        return Trainer(
+            self.network, self.optimizer, SoftCrossEntropyLoss(), OneCycleLR(self.optimizer, steps), checkpoint, progress,
+            compile=recipe.compile, monitor="validation_accuracy" if checked else None,
+            patience=recipe.patience if checked else None, notes=self._notes(),
+        )  # fmt: skip
+
+    def checks(self, pictures: Any, labels: Any) -> Checks:
+        """Validation pictures, decoded once, as batches."""
         numbers, _ = check_labels(labels, len(pictures), self.classes)
-        return _Checks(self, self._pixels(pictures), numbers)
+        return Checks(self, self._pixels(pictures), numbers)
 
     def _notes(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be of the same run."""
@@ -302,7 +307,7 @@ class Run:
         return notes | {"classes": self.classes, "pictures": len(self.pixels)}
 
 
-class _Checks:
+class Checks:
     """Validation pictures as batches, again and again."""
 
     def __init__(self, run: Run, pixels: np.ndarray, labels: np.ndarray):
