@@ -126,10 +126,11 @@ def measure(train: tuple, checks: tuple, classes: list[str], weights: Path, reci
     finally:
         run.__exit__()
     accuracies = [h["validation_accuracy"] for h in trainer.history]
-    after = foreign_seconds()
+    elsewhere = None
+    if busy is not None and (after := foreign_seconds()) is not None:
+        elsewhere = round((after - busy) / (time.perf_counter() - start), 2)
     result: dict[str, Any] = {
-        "seed": recipe.seed,
-        "cores_busy_elsewhere": None if busy is None or after is None else round((after - busy) / (time.perf_counter() - start), 2),
+        "seed": recipe.seed, "cores_busy_elsewhere": elsewhere,
         "graftwork": {"final": accuracies[-1], "best": max(accuracies), "accuracies": accuracies, **ours.summary()},
     }  # fmt: skip
     if curve:

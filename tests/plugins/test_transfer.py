@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 import pytest
 
-import graftwork as gw
 from graftwork import errors, nn, zoo
 from graftwork.plugins.transfer import FeatureExtractor, ImageClassifier, cluster, similar
 from graftwork.zoo.images import list_labelled

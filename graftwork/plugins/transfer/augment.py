@@ -19,11 +19,12 @@ GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
 class Augmentation:
     """What is varied in training pictures.
 
-    flip: mirror every second picture; not for digits or text. crop: pictures are decoded so many times larger than the
-    network's input, and a random window of them is seen; 1 for none. area: instead, a window with a share of the picture's area
-    between these two, scaled to the input ("random resized crop", Szegedy et al. 2014); stretch: its largest ratio of width to
-    height. jitter: brightness, contrast and saturation vary by up to this share. mixup: pictures and targets are mixed in pairs
-    with a weight from Beta(mixup, mixup) (Zhang et al. 2017); 0 for none.
+    flip: mirror every second picture; not for digits or text.
+    crop: pictures are decoded so many times larger than the network's input, and a random window of them is seen; 1 for none.
+    area: instead, a window with a share of the picture's area between these two, scaled to the input ("random resized crop",
+    Szegedy et al. 2014). stretch: its largest ratio of width to height.
+    jitter: brightness, contrast and saturation vary by up to this share.
+    mixup: pictures and targets are mixed in pairs with a weight from Beta(mixup, mixup) (Zhang et al. 2017); 0 for none.
     """
 
     flip: bool = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...errors import CheckpointError, ConfigError, DataError, ModelError, WeightsError
-from ...nn import DataLoader, Linear, Module, SoftCrossEntropyLoss, Tensor, Trainer, compile, no_grad, predict
+from ...errors import ConfigError, DataError, ModelError, WeightsError
+from ...nn import DataLoader, Linear, Module, SoftCrossEntropyLoss, Tensor, Trainer, compile, no_grad
 from ...nn import functional as F
 from ...nn.checkpoint import load as load_arrays
 from ...nn.checkpoint import save as save_arrays
@@ -27,6 +26,7 @@ from .strategy import as_before, layers_of, rates, stages, train_last
 from .training_data import BALANCES, PictureSet, TrainingLoader, TrainingSet, check_labels, decode, targets, threads
 
 KIND, FORMAT = "graftwork-fine-tuned", 1
+PHOTOGRAPHS = Augmentation()
 WHOLE = Augmentation(flip=False, crop=1.0)
 
 
@@ -34,14 +34,15 @@ WHOLE = Augmentation(flip=False, crop=1.0)
 class Recipe:
     """How to fine-tune.
 
-    strategy: "head", "few", "all", "gradual", or a number of layers below the head (`strategy.stages`). epochs; batch_size.
-    trunk_lr, head_lr: the highest rates of AdamW in one cycle; layer_decay: each layer's rate over that of the layer above it.
-    weight_decay, label_smoothing, dropout (before the head). balance: None, "weights" (a rare class's pictures count for more) or
-    "sampling" (they are seen more often). freeze_statistics: batch norm keeps its running statistics throughout, which a handful
-    of pictures would spoil; its scale and shift still train. standardise: features are brought to mean 0 and deviation 1 before
-    the head, by fixed statistics of the training pictures, and the head starts at zero; for trained trunks. size: (height,
-    width) of what the network sees in training, the model's own if None. patience: stop after so many epochs without a better
-    validation accuracy. seed: of everything random. compile: the step as one static graph.
+    strategy: "head", "few", "all", "gradual", or a number of layers below the head (see `strategy.stages`). epochs, batch_size.
+    trunk_lr, head_lr: the highest rates of AdamW in one cycle. layer_decay: each layer's rate over that of the layer above it.
+    weight_decay, label_smoothing, dropout: the last one before the head.
+    balance: None, "weights" (a rare class's pictures count for more) or "sampling" (they are seen more often).
+    freeze_statistics: batch norm keeps its running statistics throughout, which a handful of pictures would spoil; its scale and
+    shift still train. standardise: features are brought to mean 0 and deviation 1 before the head, by fixed statistics of the
+    training pictures, and the head starts at zero; for trained trunks. size: (height, width) of what the network sees in
+    training, the model's own if None. augment: None for none. patience: stop after so many epochs without a better validation
+    accuracy. seed: of everything random. compile: the step as one static graph.
     """
 
     strategy: str | int = "all"
@@ -57,7 +58,7 @@ class Recipe:
     freeze_statistics: bool = True
     standardise: bool = True
     size: tuple[int, int] | None = None
-    augment: Augmentation | None = Augmentation()
+    augment: Augmentation | None = PHOTOGRAPHS
     patience: int | None = None
     seed: int = 0
     compile: bool = True
@@ -69,8 +70,8 @@ class Recipe:
             )
         if not (self.trunk_lr > 0 and self.head_lr > 0 and 0 < self.layer_decay <= 1):
             raise ConfigError(
-                f"trunk_lr={self.trunk_lr}, head_lr={self.head_lr}, layer_decay={self.layer_decay}; expected positive rates and "
-                "a decay above 0, at most 1"
+                f"trunk_lr={self.trunk_lr}, head_lr={self.head_lr}, layer_decay={self.layer_decay}; expected positive rates, "
+                "and a decay above 0 and at most 1"
             )
         if not (0 <= self.label_smoothing < 1 and 0 <= self.dropout < 1 and self.weight_decay >= 0):
             raise ConfigError(
@@ -121,11 +122,10 @@ class FineTuned:
     def logits(self, pictures: Sequence[Any], batch_size: int = 32) -> np.ndarray:
         """Class scores (pictures, classes) before softmax, for paths, Pillow images or uint8 arrays."""
         trunk = self.model.trunk
-        pictures = PictureSet(pictures, trunk, self.recipe.whole_size(trunk))
+        whole = PictureSet(pictures, trunk, self.recipe.whole_size(trunk))
         self.model.eval()
         with no_grad():
-            batches = DataLoader(pictures, batch_size, workers=threads())
-            return np.concatenate([self._static(x).numpy() for (x,) in batches])
+            return np.concatenate([self._static(x).numpy() for (x,) in DataLoader(whole, batch_size, workers=threads())])
 
     def predict_proba(self, pictures: Sequence[Any]) -> np.ndarray:
         """Class probabilities (pictures, classes) as float32; rows sum to 1."""
@@ -170,7 +170,8 @@ class FineTuned:
         try:
             recipe = _recipe_from(info["recipe"])
             trunk = create(info["model"], include_top=False, pooling="avg", input_shape=tuple(info["input_shape"]))
-            model = WithHead(trunk, int(info["features"]), len(info["classes"]), recipe.dropout).eval()
+            model = WithHead(trunk, int(info["features"]), len(info["classes"]), recipe.dropout)
+            model.eval()
             model.load_state_dict(arrays["model"])
             return cls(model, info["classes"], recipe, info["model"], info["history"], info["best"])
         except (LookupError, TypeError, ValueError) as error:
@@ -194,7 +195,8 @@ def fine_tune(model: Module, pictures: Any, labels: Any, classes: int | Sequence
     run = Run(model, pictures, labels, classes, change(recipe, options), transform, workers)
     with run:
         run.train(validation, checkpoint, progress)
-    return FineTuned(run.network.eval(), run.classes, run.recipe, model_name, run.trainer.history, run.trainer.best)
+    run.network.eval()
+    return FineTuned(run.network, run.classes, run.recipe, model_name, run.trainer.history, run.trainer.best)
 
 
 def change(recipe: Recipe | None, options: dict[str, Any]) -> Recipe:

@@ -42,8 +42,8 @@ def layers_of(trunk: Module) -> list[Layer]:
 def stages(strategy: str | int, layers: int, epochs: int) -> list[tuple[int, int]]:
     """What is trained when: (layers counted from the top, beside the new head; the epoch up to which), in order.
 
-    "head": none. "few": the last quarter, at least one. A number: so many. "all". "gradual": more with every epoch, from the top,
-    until all are trained at half of the epochs (Howard and Ruder 2018). Raises ConfigError for anything else.
+    "head": none. "few": the last quarter, at least one. A number: so many. "all". "gradual": more with every epoch, from the
+    top, until all are trained at half of the epochs (Howard and Ruder 2018). Raises ConfigError for anything else.
     """
     fixed = {"head": 0, "few": max(1, layers // 4) if layers else 0, "all": layers}
     if isinstance(strategy, str) and strategy in fixed:
