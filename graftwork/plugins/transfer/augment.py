@@ -41,7 +41,7 @@ class Augmentation:
             raise ConfigError(f"Augmentation: area={self.area}; expected two shares such as (0.5, 1.0)")
         if not 0 <= self.jitter < 1 or not self.mixup >= 0:
             raise ConfigError(
-                f"Augmentation: jitter={self.jitter}, mixup={self.mixup}; expected jitter from 0 to below 1 and mixup at least 0"
+                f"Augmentation: jitter={self.jitter}, mixup={self.mixup}; expected 0 to below 1, and at least 0"
             )
 
     def pixels(self, rng: np.random.Generator, pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -38,8 +38,8 @@ class Recipe:
     trunk_lr, head_lr: the highest rates of AdamW in one cycle. layer_decay: each layer's rate over that of the layer above it.
     weight_decay, label_smoothing, dropout: the last one before the head.
     balance: None, "weights" (a rare class's pictures count for more) or "sampling" (they are seen more often).
-    freeze_statistics: batch norm keeps its running statistics throughout, which a handful of pictures would spoil; its scale and
-    shift still train. standardise: features are brought to mean 0 and deviation 1 before the head, by fixed statistics of the
+    freeze_statistics: batch norm keeps its running statistics throughout, which a handful of pictures would spoil; its scale
+    and shift still train. standardise: features are brought to mean 0 and deviation 1 before the head, by fixed statistics of the
     training pictures, and the head starts at zero; for trained trunks. size: (height, width) of what the network sees in
     training, the model's own if None. augment: None for none. patience: stop after so many epochs without a better validation
     accuracy. seed: of everything random. compile: the step as one static graph.
@@ -164,8 +164,8 @@ class FineTuned:
             raise WeightsError(f"{path} is not a fine-tuned network; write one with FineTuned.save")
         if not isinstance(info.get("format"), int) or info["format"] > FORMAT:
             raise WeightsError(
-                f"{path} has format {info.get('format')!r}, written by Graftwork {info.get('graftwork')}; this version reads up "
-                f"to {FORMAT}: upgrade"
+                f"{path} has format {info.get('format')!r}, written by Graftwork {info.get('graftwork')}; this version reads "
+                f"formats up to {FORMAT}: upgrade"
             )
         try:
             recipe = _recipe_from(info["recipe"])
