@@ -13,6 +13,6 @@ from .train import Trainer, predict
 
 __all__ = [
     *_layers, "ArrayDataset", "Compiled", "CrossEntropyLoss", "DataLoader", "L1Loss", "MSELoss", "OPS", "Op", "Sample",
-    "SoftCrossEntropyLoss", "Spec", "Tensor", "Trainer", "compile", "functional", "grad", "init", "losses", "metrics", "no_grad",
-    "optim", "predict", "rng", "schedule", "set_grad", "tensor",
+    "SoftCrossEntropyLoss", "Spec", "Tensor", "Trainer", "compile", "functional", "grad", "init", "losses", "metrics",
+    "no_grad", "optim", "predict", "rng", "schedule", "set_grad", "tensor",
 ]  # fmt: skip

@@ -39,10 +39,12 @@ class Recipe:
     weight_decay, label_smoothing, dropout: the last one before the head.
     balance: None, "weights" (a rare class's pictures count for more) or "sampling" (they are seen more often).
     freeze_statistics: batch norm keeps its running statistics throughout, which a handful of pictures would spoil; its scale
-    and shift still train. standardise: features are brought to mean 0 and deviation 1 before the head, by fixed statistics of the
-    training pictures, and the head starts at zero; for trained trunks. size: (height, width) of what the network sees in
-    training, the model's own if None. augment: None for none. patience: stop after so many epochs without a better validation
-    accuracy. seed: of everything random. compile: the step as one static graph.
+    and shift still train.
+    standardise: features are brought to mean 0 and deviation 1 before the head, by fixed statistics of the training pictures,
+    and the head starts at zero; for trained trunks.
+    size: (height, width) of what the network sees in training, the model's own if None. augment: None for none.
+    patience: stop after so many epochs without a better validation accuracy. seed: of everything random.
+    compile: the step as one static graph.
     """
 
     strategy: str | int = "all"
