@@ -8,9 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-import graftwork as gw
 from graftwork import errors, nn, zoo
-from graftwork.plugins.transfer import FeatureExtractor, ImageClassifier, cluster, fine_tune, similar
+from graftwork.plugins.transfer import FeatureExtractor, ImageClassifier, cluster, similar
 from graftwork.zoo.images import list_labelled
 
 pytest.importorskip("sklearn")
@@ -288,35 +287,3 @@ def test_impossible_counts(features, k):
         similar(features, features[:1], k=k)
     with pytest.raises(errors.DataError, match=f"{k} clusters of 72 images; expected 1 to 72"):
         cluster(features, k)
-
-
-# Fine-tuning
-
-
-def test_fine_tuning_trains_trunk_and_head_and_keeps_statistics(digits):
-    gw.manual_seed(1)
-    trunk = zoo.create("glyphnet", weights="glyphs", include_top=False)
-    before = trunk.state_dict()
-    x = trunk.preprocess(list(digits[0])).numpy()
-    train = np.arange(72) % 3 == 0
-    model = fine_tune(trunk, x[train], digits[1][train], 3, epochs=8)
-    with nn.no_grad():
-        right = (model(nn.Tensor(x[~train])).numpy().argmax(1) == digits[1][~train]).mean()
-    assert right > 0.85
-    after = trunk.state_dict()
-    changed = {name for name in after if not np.array_equal(before[name], after[name])}
-    assert any(name.endswith("conv.weight") for name in changed) and any(name.endswith("gamma") for name in changed)
-    assert not any("moving" in name for name in changed)
-
-
-def test_fine_tuning_repeats_with_its_seed(digits):
-    import graftwork as gw
-
-    results = []
-    for _ in range(2):
-        gw.manual_seed(3)
-        trunk = zoo.create("glyphnet", weights="glyphs", include_top=False)
-        x = trunk.preprocess(list(digits[0][::6])).numpy()
-        results.append(fine_tune(trunk, x, digits[1][::6], 3, epochs=1, seed=5).state_dict())
-    for name, value in results[0].items():
-        np.testing.assert_array_equal(value, results[1][name], err_msg=name)

@@ -10,11 +10,15 @@ from importlib.util import find_spec
 from ...errors import MissingDependency
 from ..hookspecs import hookimpl
 
-__all__ = ["FeatureExtractor", "ImageClassifier", "cluster", "fine_tune", "register_commands", "similar"]
+__all__ = [
+    "Augmentation", "FeatureExtractor", "FineTuned", "ImageClassifier", "Recipe", "cluster", "find_rates", "fine_tune",
+    "register_commands", "similar",
+]  # fmt: skip
 
 _HOME = {
     "FeatureExtractor": "features", "ImageClassifier": "classifier", "similar": "neighbours", "cluster": "neighbours",
-    "fine_tune": "finetune",
+    "fine_tune": "finetune", "FineTuned": "finetune", "Recipe": "finetune", "Augmentation": "augment",
+    "find_rates": "rate_finder",
 }  # fmt: skip
 
 

@@ -247,8 +247,8 @@ def fit(model: Module, pictures: Sequence[Any], labels: Any, classes: Sequence[s
     """Learn classes in the way asked for, or advised: an `ImageClassifier` or a `FineTuned`, which are used alike.
 
     strategy: "auto" (ask `advise`), an Advice, "features", or one of `fine_tune`'s: "head", "few", "all", "gradual", a number
-    of layers. validation: (pictures, labels) for fine-tuning to choose its best epoch by; a tenth of the pictures is put aside for
-    it where none are given. C: of the features' logistic regression. options: of `fine_tune`; they outweigh the advice's.
+    of layers. validation: (pictures, labels) for fine-tuning to choose its best epoch by; a tenth of the pictures is put aside
+    for it where none are given. C: of the features' logistic regression. options: of `fine_tune`; they outweigh the advice's.
     The result's `advice` is what was followed, or None.
     """
     from .classifier import ImageClassifier

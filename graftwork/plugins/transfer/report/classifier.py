@@ -94,7 +94,7 @@ def _figures(found: Evaluation, seconds: float, trunk: Any) -> Section:
         ("time", f"{1000 * seconds:.1f} ms", "a picture, decoding included"),
         ("parameters", f"{trunk.count_parameters():,}", f"{type(trunk).__name__} without its top"),
     ])  # fmt: skip
-    text = "Measured on pictures that were put aside. The interval is Wilson's: it holds the true share in 95 of 100 such tests."
+    text = "Measured on pictures that were put aside. The interval is Wilson's: 95 of 100 such intervals hold the true share."
     return Section("In figures", text, body)
 
 
@@ -146,8 +146,8 @@ def _mistakes(found: Evaluation, small: Thumbnails) -> list[Section]:
         shown.append(
             figure(small.get(i), f"{found.classes[found.truth[i]]}, taken for {found.classes[found.predicted[i]]}", caption)
         )
-    text = ("The wrong answers that the classifier was surest of: what it said, how sure it was, and what the label says. Wrong "
-            "labels are often found here.")  # fmt: skip
+    text = ("The wrong answers that the classifier was surest of: what it said, how sure it was, and what the label says. "
+            "Wrong labels are often found here.")  # fmt: skip
     return [Section("Most confident mistakes", text, f'<div class="strip large">{"".join(shown)}</div>')]
 
 
@@ -211,8 +211,8 @@ def _map(found: Evaluation, features: np.ndarray, small: Thumbnails) -> Section:
     places, method = plane(features[chosen])
     pixels = [small.get(i, 40) for i in chosen]
     body = feature_map(places, pixels, [found.classes[found.truth[i]] for i in chosen])
-    return Section("A map of the features", f"{len(chosen)} pictures; near each other is what the network finds alike ({method}). "
-                   "Point at one for its class.", body)  # fmt: skip
+    return Section("A map of the features", f"{len(chosen)} pictures; near each other is what the network finds alike "
+                   f"({method}). Point at one for its class.", body)  # fmt: skip
 
 
 def _curves(classifier: Any, found: Evaluation, extras: Extras) -> list[Section]:
@@ -247,7 +247,8 @@ def _measured(extras: Extras) -> list[Section]:
                 f"{extras.search.test_images} others: {extras.search.test:.3f}.")  # fmt: skip
         sections.append(Section("What was tried", text, table(["method", "layer", "C or rate", "accuracy", "deviation"], rows)))
     if extras.networks:
-        rows = [[n.name, f"{n.accuracy:.3f}", _range(n.interval), f"{1000 * n.seconds:.1f} ms", f"{n.parameters:,}", f"{n.bytes / 1e6:.1f} MB"] for n in extras.networks]  # fmt: skip
+        rows = [[n.name, f"{n.accuracy:.3f}", _range(n.interval), f"{1000 * n.seconds:.1f} ms", f"{n.parameters:,}",
+                 f"{n.bytes / 1e6:.1f} MB"] for n in extras.networks]  # fmt: skip
         sections.append(Section("Networks side by side", "The same split, a logistic regression on each network's features.",
                                 table(["network", "accuracy", "95 %", "a picture", "parameters", "size"], rows)))  # fmt: skip
     return sections
