@@ -11,7 +11,15 @@ from graftwork import zoo
 from graftwork.errors import ConfigError, DataError
 from graftwork.plugins.transfer import ImageClassifier
 from graftwork.plugins.transfer.advise import (
-    Advice, advise, decide, domain_distance, duration, fit, load, neighbour_accuracy, probe_sample,
+    Advice,
+    advise,
+    decide,
+    domain_distance,
+    duration,
+    fit,
+    load,
+    neighbour_accuracy,
+    probe_sample,
 )  # fmt: skip
 from graftwork.plugins.transfer.finetune import FineTuned
 

@@ -28,7 +28,7 @@ from ...zoo import images
 from .experiments import split
 from .features import FeatureExtractor
 
-# Labels a class that count as more. With 5, features did as well as fine-tuning (`graftwork demo`); with 300, on clothing photographs,
+# Labels a class that count as more. With 5, features did as well as fine-tuning (`graftwork demo`); with 300, on photographs,
 # fine-tuning did better. This is a choice between the two; `python -m bench.advise` measures where it lies for other data.
 MORE = 50
 CLOSED = 0.2  # share of the pixels' errors that features must avoid to count as knowing the domain
