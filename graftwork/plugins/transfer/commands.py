@@ -43,7 +43,7 @@ def fit(folder: Path, model_name: str, weights: str | None, strength: float | No
     console.print(f"{len(paths)} pictures of {len(classes)} classes, features of {model_name}")
     classifier = ImageClassifier(model, model_name, strength, progress=True).fit(paths, labels, classes)
     classifier.save(output)
-    console.print(f"learned in {time.perf_counter() - start:.1f} s (C = {classifier.C}); wrote {output}")
+    console.print(f"learned in {time.perf_counter() - start:.1f} s (C = {classifier.C_}); wrote {output}")
     if checks is not None:
         report = _evaluate(classifier, *checks)
         console.print(f"validation accuracy {report['accuracy']:.4f} on {report['images']} pictures")
