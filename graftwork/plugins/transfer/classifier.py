@@ -48,7 +48,9 @@ class ImageClassifier(Parameters):
                 f"C={self.C}; expected a positive number (smaller: stronger regularisation), or None to choose one"
             )
         if self.estimator is not None and not (hasattr(self.estimator, "fit") and hasattr(self.estimator, "predict")):
-            raise ConfigError(f"estimator={self.estimator!r}; expected a scikit-learn classifier, or None for logistic regression")
+            raise ConfigError(
+                f"estimator={self.estimator!r}; expected a scikit-learn classifier, or None for logistic regression"
+            )
         if self.estimator is not None and self.C is not None:
             raise ConfigError(f"C={self.C} belongs to the default logistic regression; set it on the estimator given instead")
         self._extractor: FeatureExtractor | None = None

@@ -149,7 +149,8 @@ class FeatureExtractor(Parameters):
         network = self._network()
 
         def decode(chosen) -> np.ndarray:
-            return np.stack([_pixels(pictures[i], (height, width), channels, None if keys is None else keys[i]) for i in chosen])
+            size = (height, width)
+            return np.stack([_pixels(pictures[i], size, channels, None if keys is None else keys[i]) for i in chosen])
 
         batches = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
         self.model.eval()
@@ -190,7 +191,7 @@ def as_pictures(pictures: Any) -> Sequence[Any]:
         pictures = images.list_images(pictures) if Path(pictures).is_dir() else [pictures]
     elif not isinstance(pictures, (Sequence, np.ndarray)):
         if not isinstance(pictures, Iterable):
-            raise DataError(f"pictures of type {type(pictures).__name__}; expected a list of paths, images or arrays, or a folder")
+            raise DataError(f"pictures of type {type(pictures).__name__}; expected a list of paths, images, arrays, or a folder")
         pictures = list(pictures)
     if len(pictures) == 0:
         raise DataError("no images given; deep features need at least one")

@@ -50,8 +50,8 @@ class Folder:
         pairs = [(path, there[key]) for path, key in zip(self.paths, self.hashes, strict=True) if key in there]
         if pairs:
             warnings.warn(
-                f"{len(pairs)} pictures are in both parts of the data, such as {pairs[0][0]} and {pairs[0][1]}; what is measured "
-                "on them says nothing of new pictures: remove them from one part",
+                f"{len(pairs)} pictures are in both parts of the data, such as {pairs[0][0]} and {pairs[0][1]}; what is "
+                "measured on them says nothing of new pictures: remove them from one part",
                 FolderWarning,
                 stacklevel=2,
             )
@@ -72,7 +72,9 @@ def load_folder(path: str | Path, check: bool = True, classes: list[str] | None 
     if classes is not None:
         unknown = [n for n in names if n not in classes]
         if unknown:
-            raise DataError(f"{root} has classes that were not in the training: {', '.join(unknown)}; it had {', '.join(classes)}")
+            raise DataError(
+                f"{root} has classes that were not in the training: {', '.join(unknown)}; it had {', '.join(classes)}"
+            )
         labels, names = np.array([classes.index(names[i]) for i in labels]), list(classes)
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda p: _examine(p, check), paths))
@@ -84,7 +86,8 @@ def load_folder(path: str | Path, check: bool = True, classes: list[str] | None 
         if emptied:
             raise DataError(f"{root}: no readable picture in {', '.join(emptied)}; {unreadable[first]}")
         warnings.warn(
-            f"{len(unreadable)} of {len(paths)} files below {root} cannot be read and are left out; the first: {unreadable[first]}",
+            f"{len(unreadable)} of {len(paths)} files below {root} cannot be read and are left out, the first: "
+            f"{unreadable[first]}",
             FolderWarning,
             stacklevel=2,
         )
@@ -102,7 +105,9 @@ def _refuse_loops(root: Path) -> None:
     whole = root.resolve()
     for entry in sorted(root.iterdir()):
         if entry.is_symlink() and entry.is_dir() and (entry.resolve() == whole or entry.resolve() in whole.parents):
-            raise DataError(f"{entry} is a link to {entry.resolve()}, which holds it; a class is a folder of its own: remove it")
+            raise DataError(
+                f"{entry} is a link to {entry.resolve()}, which holds it; a class is a folder of its own: remove the link"
+            )
 
 
 def _examine(path: Path, check: bool) -> tuple[str, str]:

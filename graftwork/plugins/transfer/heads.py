@@ -1,6 +1,6 @@
 """Fitted scikit-learn models as arrays and settings, and back: what a file holds instead of a pickle.
 
-A file names a class of the table here and gives values for its attributes; it cannot name anything else, and nothing in it runs.
+A file names a class of the table here and gives values for its attributes; it can name nothing else, and nothing in it runs.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def unpack(settings: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> An
         wanted = _attributes(name)
         values |= {a: arrays[prefix + a] for a in wanted if a not in values}
         if set(values) != set(wanted) or any(a.dtype.kind not in "fiu" for a in values.values() if isinstance(a, np.ndarray)):
-            raise WeightsError(f"a saved {name} has the parts {', '.join(sorted(values))}; expected numbers for {', '.join(wanted)}")
+            raise WeightsError(f"a saved {name} has {', '.join(sorted(values))}; expected numbers for {', '.join(wanted)}")
         return _restored(estimator, name, values, int(settings["width"]))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, WeightsError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ class SimilarityIndex(BaseEstimator):
         who, which, far = who[keep], which[keep], far[keep]
         order = np.lexsort((which, far, who))
         ends = np.searchsorted(who[order], np.arange(len(queries) + 1))
-        return [(which[order[a:b]], far[order[a:b]]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [(which[order[a:b]], far[order[a:b]]) for a, b in pairwise(ends)]
 
     def _approximate(self, queries: np.ndarray, wanted: int) -> np.ndarray:
         queries = np.ascontiguousarray(queries, np.float32)
@@ -228,7 +229,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def _faiss_graph(rows: np.ndarray, norms: np.ndarray, metric: str):
     """A graph of nearest neighbours (Malkov and Yashunin 2016) with 32 links a row, by faiss."""
     if find_spec("faiss") is None:
-        raise MissingDependency("approximate=True needs faiss, which is not installed: pip install faiss-cpu, or leave it False")
+        raise MissingDependency("approximate=True needs faiss, which is not installed: pip install faiss-cpu, or leave it out")
     import faiss
 
     graph = faiss.IndexHNSWFlat(rows.shape[1], 32)  # unit vectors have the same order by both metrics
