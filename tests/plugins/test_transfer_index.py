@@ -125,7 +125,8 @@ def test_without_faiss_one_sentence(rng, monkeypatch):
 def test_the_approximate_index_finds_nearly_all(rng, metric):
     pytest.importorskip("faiss")
     rows = rng.standard_normal((500, 8)).astype(np.float32)
-    exact, graph = (SimilarityIndex(5, metric, approximate=a).fit(rows).kneighbors(return_distance=False) for a in (False, True))
+    indexes = [SimilarityIndex(5, metric, approximate=a).fit(rows) for a in (False, True)]
+    exact, graph = (i.kneighbors(return_distance=False) for i in indexes)
     assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(exact.tolist(), graph.tolist(), strict=True)]) > 0.95
 
 
