@@ -191,7 +191,7 @@ def as_pictures(pictures: Any) -> Sequence[Any]:
         pictures = images.list_images(pictures) if Path(pictures).is_dir() else [pictures]
     elif not isinstance(pictures, (Sequence, np.ndarray)):
         if not isinstance(pictures, Iterable):
-            raise DataError(f"pictures of type {type(pictures).__name__}; expected a list of paths, images or arrays, or a path")
+            raise DataError(f"pictures of type {type(pictures).__name__}; expected a list of paths, images or arrays")
         pictures = list(pictures)
     if len(pictures) == 0:
         raise DataError("no images given; deep features need at least one")
