@@ -1,6 +1,6 @@
 """Similar images at size: exact neighbours among 100,000 features, beside scikit-learn's search; time and memory.
 
-    python -m bench.similar [--rows 100000] [--values 512] [--queries 1000] [--metric cosine] [--json bench/results/similar.json]
+    python -m bench.similar [--rows 100000] [--values 512] [--queries 1000] [--metric cosine] [--json result.json]
 
 Features are random, rectified and float32, as a network's are. Memory is the peak of a fresh process (VmHWM) while the index
 is made and asked, above what it was when the features stood in memory, plus the features themselves; `of_features` is its

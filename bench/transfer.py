@@ -1,9 +1,9 @@
 """From JPEGs to a measured classifier, and again from the cache; and the memory of reading a large folder.
 
-    python -m bench.transfer photos --weights squeezenet_weights.h5 [--model squeezenet1_1] [--json bench/results/transfer.json]
+    python -m bench.transfer photos --weights squeezenet_weights.h5 [--model squeezenet1_1] [--json result.json]
     python -m bench.transfer --folder-of 20000
 
-The first: `photos` has `train` and `validation` with a sub-folder for each class. A fresh process makes features of both, learns
+The first: `photos` has `train` and `validation` with a sub-folder for each class. A fresh process makes features, learns a
 logistic regression (its strength by cross-validation) and measures it; another one does so again with the features cached.
 The cache lies in a temporary folder. The second: small JPEGs are generated and streamed through GlyphNet with a cache, a tenth
 of them first, in fresh processes; what a process needs at its peak (VmHWM) must not grow with their number.
