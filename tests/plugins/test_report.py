@@ -180,7 +180,7 @@ def test_overlay_keeps_what_counts():
 def test_grad_cam_refuses(classifier):
     with pytest.raises(ShapeError, match="2 classes for 3 pictures"):
         grad_cam(classifier, digits(0, 1)[0], [0, 1])
-    with pytest.raises(ModelError, match="no linear model on top"):
+    with pytest.raises(ModelError, match="has no linear model on top"):
         grad_cam(ImageClassifier(classifier.model, "glyphnet"), digits(0, 1)[0])
 
 

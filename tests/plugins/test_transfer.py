@@ -111,7 +111,7 @@ def test_fit_from_paths_and_a_round_trip_through_the_file(trunk, folder, tmp_pat
     assert classifier.score(others, labels[~train]) > 0.9  # 24 pictures: at most two wrong
     classifier.save(tmp_path / "c.h5")
     loaded = ImageClassifier.load(tmp_path / "c.h5")
-    assert (loaded.classes, loaded.C, loaded.model_name) == (list(CLASSES), classifier.C, "glyphnet")
+    assert (loaded.classes, loaded.C_, loaded.model_name) == (list(CLASSES), classifier.C_, "glyphnet")
     probabilities = loaded.predict_proba(others)
     np.testing.assert_array_equal(probabilities, classifier.predict_proba(others))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
@@ -127,7 +127,7 @@ def test_scores_are_those_of_scikit_learn(features, digits, saved):
     from graftwork.plugins.transfer.classifier import logistic_regression
 
     classifier, labels = saved[0], digits[1]
-    pipeline = logistic_regression(classifier.C).fit(features, labels)
+    pipeline = logistic_regression(classifier.C_).fit(features, labels)
     scores = np.exp(classifier.decision(features))
     assert_same_probabilities(scores, pipeline.predict_proba(features))
 

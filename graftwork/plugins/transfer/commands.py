@@ -84,7 +84,7 @@ def fit(folder: Path, model_name: str, weights: str | None, strength: float | No
     if classifier.advice is not None:
         console.print(str(classifier.advice))
     classifier.save(output)
-    seconds, C = time.perf_counter() - start, getattr(classifier, "C", None)
+    seconds, C = time.perf_counter() - start, getattr(classifier, "C_", None)
     console.print(f"learned in {seconds:.1f} s{'' if C is None else f' (C = {C})'}; wrote {output}")
     result = {"output": str(output), "seconds": seconds, "images": len(paths), "classes": classes, "C": C,
               "advice": None if classifier.advice is None else classifier.advice.to_dict()}  # fmt: skip

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from ...errors import ConfigError, DataError, ModelError
 from ...nn import Module, Tensor, compile, no_grad
 from ...zoo import images
 from .cache import FOLDER, HASH_BYTES, FeatureCache, describe
+from .protocol import Parameters
 
 BATCH = 32
 CHUNK = 512  # rows that are written to the cache, and handed out by `stream`, at a time
 AHEAD = 4  # batches that are decoded before the network asks for them
 
 
-class FeatureExtractor:
+class FeatureExtractor(Parameters):
     """Images (paths, Pillow images or uint8 arrays) to deep features (images, values) by a zoo model's trunk.
 
     A scikit-learn transformer, without needing scikit-learn: `fit` learns nothing, `transform` extracts. Decoding runs in
@@ -54,22 +54,8 @@ class FeatureExtractor:
 
     # What scikit-learn asks of a transformer
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor by name."""
-        return {name: getattr(self, name) for name in signature(type(self)).parameters}
-
-    def set_params(self, **options: Any) -> FeatureExtractor:
-        """Change arguments of the constructor. Raises ConfigError for a name it does not have."""
-        unknown = set(options) - set(self.get_params())
-        if unknown:
-            raise ConfigError(f"{', '.join(sorted(unknown))}: not an option; there are {', '.join(self.get_params())}")
-        for name, value in options.items():
-            setattr(self, name, value)
-        self._check()
-        return self
-
     def __sklearn_clone__(self) -> FeatureExtractor:
-        twin = type(self)(**self.get_params())
+        twin = super().__sklearn_clone__()
         twin._compiled = self._compiled  # the network is read only, so a search over models on top compiles it once
         return twin
 
@@ -163,7 +149,8 @@ class FeatureExtractor:
         network = self._network()
 
         def decode(chosen) -> np.ndarray:
-            return np.stack([_pixels(pictures[i], (height, width), channels, None if keys is None else keys[i]) for i in chosen])
+            size = (height, width)
+            return np.stack([_pixels(pictures[i], size, channels, None if keys is None else keys[i]) for i in chosen])
 
         batches = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
         self.model.eval()
@@ -204,7 +191,7 @@ def as_pictures(pictures: Any) -> Sequence[Any]:
         pictures = images.list_images(pictures) if Path(pictures).is_dir() else [pictures]
     elif not isinstance(pictures, (Sequence, np.ndarray)):
         if not isinstance(pictures, Iterable):
-            raise DataError(f"pictures of type {type(pictures).__name__}; expected a list of paths, images or arrays, or a folder")
+            raise DataError(f"pictures of type {type(pictures).__name__}; expected a list of paths, images or arrays")
         pictures = list(pictures)
     if len(pictures) == 0:
         raise DataError("no images given; deep features need at least one")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ModelError, ShapeError
-from ...nn import Module, Tensor, grad, no_grad
+from ...nn import Tensor, grad, no_grad
 from ...zoo import images
 
 
@@ -35,6 +35,14 @@ def grad_cam(
     return np.stack([_stretched(m, size) for m in np.concatenate(maps)]), pixels
 
 
+def can_explain(classifier: Any) -> bool:
+    """Whether `grad_cam` works for a classifier: fine-tuned, or linear on the average of the trunk's end."""
+    if hasattr(classifier.model, "head"):
+        return True
+    at_end = getattr(classifier, "layer", None) is None and getattr(classifier, "pooling", "avg") == "avg"
+    return at_end and np.size(getattr(classifier, "weight", ())) > 0
+
+
 def _maps(classifier: Any, trunk: Any, pixels: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     with no_grad():
         found = trunk.trunk(trunk.normalise(pixels)).numpy()
@@ -52,12 +60,14 @@ def _maps(classifier: Any, trunk: Any, pixels: np.ndarray, classes: np.ndarray |
 
 def _scores(classifier: Any, features: Tensor) -> Tensor:
     """What is on top of the pooled features, as ops."""
-    if isinstance(classifier.model, Module) and hasattr(classifier.model, "head"):
+    if hasattr(classifier.model, "head"):
         network = classifier.model
         return network.head((features - network.mean) * network.scale)
-    weight = getattr(classifier, "weight", None)
-    if weight is None or not np.size(weight):
-        raise ModelError(f"{type(classifier).__name__} has no linear model on top; Grad-CAM needs gradients of its scores")
+    if not can_explain(classifier):
+        raise ModelError(
+            f"this {type(classifier).__name__} has no linear model on top of the trunk's averaged output; Grad-CAM needs the "
+            "gradients of its scores there"
+        )
     rows = [
         Tensor(np.asarray(a, np.float32)) for a in (classifier.mean, 1 / classifier.scale, classifier.weight.T, classifier.bias)
     ]

@@ -18,7 +18,7 @@ from .. import require_scikit_learn
 from ..evaluation import Evaluation
 from ..features import FeatureExtractor
 from ..neighbours import similar
-from ..saliency import grad_cam, overlay, trunk_of
+from ..saliency import can_explain, grad_cam, overlay, trunk_of
 from .page import Section, write_page
 from .parts import cards, confusion_table, feature_map, figure, interval_chart, line_chart, picture_grid, table
 
@@ -153,8 +153,7 @@ def _mistakes(found: Evaluation, small: Thumbnails) -> list[Section]:
 
 def _looked_at(classifier: Any, found: Evaluation, pictures: Sequence[Any]) -> list[Section]:
     """Grad-CAM of some right and some wrong pictures, where the model on top has gradients."""
-    linear = hasattr(classifier.model, "head") or np.size(getattr(classifier, "weight", ())) > 0
-    if not linear:
+    if not can_explain(classifier):
         return []
     sure = np.argsort(-found.probabilities.max(axis=1), kind="stable")
     first = [next((i for i in sure if found.right[i] and found.truth[i] == c), None) for c in range(len(found.classes))]
