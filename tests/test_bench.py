@@ -38,9 +38,9 @@ def result() -> dict:
     return {**about, "networks": entries, "geometric_mean": report.geometric_means(entries)}
 
 
-@pytest.mark.parametrize("part", ["coldstart", "memory", "networks", "once", "overhead", "roofline"])
+@pytest.mark.parametrize("part", ["coldstart", "finetune", "labels", "memory", "networks", "once", "overhead", "roofline"])
 def test_parts_load(part):
-    """`python -m bench` runs these."""
+    """`python -m bench` runs these, all but those that need data of their own."""
     module = importlib.import_module(f"bench.{part}")
     assert callable(getattr(module, "measure", None) or module.main)
 

@@ -228,7 +228,6 @@ class Run:
         rows = targets(self.labels, len(self.classes), recipe.label_smoothing, recipe.balance)
         data = TrainingSet(self.pixels, self.labels, rows, trunk, recipe.training_size(trunk), augment, transform)
         self.loader = TrainingLoader(data, recipe.batch_size, recipe.seed, workers, recipe.balance == "sampling")
-        self._exit = ExitStack()
 
     def _pixels(self, pictures: Any) -> np.ndarray:
         if isinstance(pictures, np.ndarray) and pictures.dtype.kind == "f":
@@ -238,9 +237,11 @@ class Run:
         return decode(pictures, self.recipe.whole_size(self.trunk), self.trunk.input_shape[2])
 
     def __enter__(self) -> Run:
-        self._exit.enter_context(seeded(self.recipe.seed))
-        self._exit.enter_context(as_before(self.trunk))
-        self._build()
+        with ExitStack() as stack:
+            stack.enter_context(seeded(self.recipe.seed))
+            stack.enter_context(as_before(self.trunk))
+            self._build()
+            self._exit = stack.pop_all()  # nothing went wrong: undone when the run ends
         return self
 
     def __exit__(self, *error: Any) -> None:
