@@ -144,6 +144,7 @@ def test_fine_tuning_as_told(tmp_path):
         (lambda m: advise(m, [1, 2, 3], [0, 1]), DataError, "3 pictures with 2 labels"),
         (lambda m: advise(m, [1, 2, 3], [0, 1, 1], budget=0), ConfigError, "budget=0"),
         (lambda m: fit(m, [], [], [], "glyphnet", "best"), ConfigError, "strategy='best'; expected auto, features"),
+        (lambda m: fit(m, [], [], [], "glyphnet", "all", C=0.1), ConfigError, "C=0.1 is for a model on features"),
         (lambda m: fit(m, [], [], [], "glyphnet", "features", epochs=3), ConfigError, "epochs: options of fine-tuning"),
     ],
 )

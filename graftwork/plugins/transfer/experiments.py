@@ -174,7 +174,6 @@ def _fine_tuned(model: Module, pictures: Sequence[Any], labels: np.ndarray, trai
         return found.predict([pictures[i] for i in checks]) == labels[checks]
     finally:
         model.load_state_dict(before)
-        model.unfreeze()
 
 
 def features_of(model: Module, pictures: Sequence[Any], layer: str | None = None, progress: bool = False) -> np.ndarray:

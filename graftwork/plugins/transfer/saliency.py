@@ -37,7 +37,7 @@ def grad_cam(
 
 def can_explain(classifier: Any) -> bool:
     """Whether `grad_cam` works for a classifier: fine-tuned, or linear on the average of the trunk's end."""
-    if hasattr(classifier.model, "head"):
+    if hasattr(classifier, "recipe"):
         return True
     at_end = getattr(classifier, "layer", None) is None and getattr(classifier, "pooling", "avg") == "avg"
     return at_end and np.size(getattr(classifier, "weight", ())) > 0
@@ -60,7 +60,7 @@ def _maps(classifier: Any, trunk: Any, pixels: np.ndarray, classes: np.ndarray |
 
 def _scores(classifier: Any, features: Tensor) -> Tensor:
     """What is on top of the pooled features, as ops."""
-    if hasattr(classifier.model, "head"):
+    if hasattr(classifier, "recipe"):
         network = classifier.model
         return network.head((features - network.mean) * network.scale)
     if not can_explain(classifier):
@@ -77,7 +77,7 @@ def _scores(classifier: Any, features: Tensor) -> Tensor:
 
 def trunk_of(classifier: Any) -> Any:
     """The zoo's network below an ImageClassifier or a FineTuned."""
-    return getattr(classifier.model, "trunk", classifier.model) if hasattr(classifier.model, "head") else classifier.model
+    return classifier.model.trunk if hasattr(classifier, "recipe") else classifier.model
 
 
 def input_size(classifier: Any) -> tuple[int, int]:

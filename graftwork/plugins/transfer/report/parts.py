@@ -115,11 +115,11 @@ def confusion_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _cell(count: int, share: float, hit: bool) -> str:
-    """At most 55 % of colour behind the number, so that its contrast stays."""
+    """At most 50 % of colour behind the number, so that its contrast stays."""
     if not count:
         return '<td class="zero">0</td>' if hit else '<td class="zero" aria-label="0">·</td>'
     colour = "var(--leaf)" if hit else "var(--wrong)"
-    return f'<td style="background:color-mix(in srgb,{colour} {10 + 45 * share:.0f}%,transparent)">{count}</td>'
+    return f'<td style="background:color-mix(in srgb,{colour} {8 + 42 * share:.0f}%,transparent)">{count}</td>'
 
 
 def picture_grid(
