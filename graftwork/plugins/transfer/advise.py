@@ -269,7 +269,7 @@ def fit(model: Module, pictures: Sequence[Any], labels: Any, classes: Sequence[s
             raise ConfigError(f"{', '.join(options)}: options of fine-tuning, but the strategy is features; leave them out")
         result: Any = ImageClassifier(model, model_name, C, progress).fit(pictures, labels, classes)
     elif C is not None and advice is None:
-        raise ConfigError(f"C={C} is for a model on features, but the strategy is {way!r}; leave it out, or use strategy features")
+        raise ConfigError(f"C={C} is for a model on features, but the strategy is {way!r}; leave it out, or use features")
     else:
         settings = {**(advice.options if advice is not None else {}), **options}
         if validation is None and np.unique(labels, return_counts=True)[1].min() >= 10:
