@@ -154,7 +154,7 @@ def evaluate(model: Path, folder: Path, as_json: bool) -> None:
             claimed = "-" if row["precision"] is None else f"{row['precision']:.3f}"
             table.add_row(row["class"], f"{row['recall']:.3f}", "{:.2f} to {:.2f}".format(*row["interval"]), claimed)
     low, high = report["interval"]
-    console.print(f"accuracy {report['accuracy']:.4f} ({low:.3f} to {high:.3f}) on {report['images']} pictures")
+    console.print(f"accuracy {report['accuracy']:.4f} on {report['images']} pictures (95 %: {low:.3f} to {high:.3f})")
     console.print(table)
 
 
