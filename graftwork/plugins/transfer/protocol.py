@@ -11,8 +11,8 @@ from ...errors import ConfigError
 class Parameters:
     """`get_params`, `set_params` and cloning from the constructor's arguments. A clone shares the network, never a fit.
 
-    A subclass keeps each argument under its name and checks them in `_check`; `_compiled` has the network's graphs, which clones
-    share as well, so that a search over models on top compiles it once.
+    A subclass keeps each argument under its name and checks them in `_check`; `_compiled` has the network's graphs, which
+    clones share as well, so that a search over models on top compiles it once.
     """
 
     _compiled: dict[tuple, Any]
