@@ -38,7 +38,8 @@ def open_image(source: Any, channels: int = 3, name: str | Path | None = None):
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{name} cannot be read as an image ({error}); is it damaged, truncated or something else?") from error
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} cannot be read as an image ({reason}); is it damaged, truncated or something else?") from error
 
 
 def _pixels(array: Any) -> np.ndarray:

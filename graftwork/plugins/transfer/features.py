@@ -218,7 +218,9 @@ def _pixels(picture: Any, size: tuple[int, int], channels: int, key: bytes | Non
     digest, data = _hash(picture, channels)
     if np.bytes_(digest) != key:
         raise DataError(f"{picture} changed while it was read; try again when nothing writes to it")
-    return images.to_array(picture if data is None else io.BytesIO(data), size, channels, picture if data else None)
+    if data is None:
+        return images.to_array(picture, size, channels)
+    return images.to_array(io.BytesIO(data), size, channels, picture)
 
 
 def _ahead(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
