@@ -19,8 +19,9 @@ IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 def open_image(source: Any, channels: int = 3, name: str | Path | None = None):
     """A Pillow image in RGB (or grey for one channel) from a path, an open file, a Pillow image or a uint8 array.
 
-    name: what errors call it, by default its path or its type. Turned upright by its EXIF orientation; transparency is laid on white; of an animation, the first frame. Raises
-    DataError naming the file for anything that is not a readable image, is truncated, or is suspiciously large.
+    Turned upright by its EXIF orientation; transparency is laid on white; of an animation, the first frame. name: what errors
+    call it, by default its path or its type. Raises DataError naming the file for anything that is not a readable image, is
+    truncated, or is suspiciously large.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -38,7 +39,8 @@ def open_image(source: Any, channels: int = 3, name: str | Path | None = None):
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{name} cannot be read as an image ({error}); is it damaged, truncated or something else?") from error
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} cannot be read as an image ({reason}); is it damaged, truncated or something else?") from error
 
 
 def _pixels(array: Any) -> np.ndarray:

@@ -37,6 +37,7 @@ class ImageClassifier(Parameters):
         self.model, self.model_name, self.C, self.progress, self.estimator = model, model_name, C, progress, estimator
         self.layer, self.pooling, self.batch_size, self.cache = layer, pooling, batch_size, cache
         self.classes: list[str] = []
+        self._compiled: dict[tuple, Any] = {}
         self.C_: float | None = None
         self.estimator_: Any = None
         self.mean = self.scale = self.weight = self.bias = np.zeros(0)
@@ -53,16 +54,13 @@ class ImageClassifier(Parameters):
             )
         if self.estimator is not None and self.C is not None:
             raise ConfigError(f"C={self.C} belongs to the default logistic regression; set it on the estimator given instead")
-        self._extractor: FeatureExtractor | None = None
 
     @property
     def extractor(self) -> FeatureExtractor:
-        """What makes features of pictures: one, so that the network is compiled once."""
-        if self._extractor is None:
-            self._extractor = FeatureExtractor(
-                self.model, self.layer, self.pooling, self.batch_size, self.cache, self.progress
-            )
-        return self._extractor
+        """What makes features of pictures; the network is compiled once."""
+        extractor = FeatureExtractor(self.model, self.layer, self.pooling, self.batch_size, self.cache, self.progress)
+        extractor._compiled = self._compiled
+        return extractor
 
     @property
     def classes_(self) -> np.ndarray:

@@ -54,11 +54,6 @@ class FeatureExtractor(Parameters):
 
     # What scikit-learn asks of a transformer
 
-    def __sklearn_clone__(self) -> FeatureExtractor:
-        twin = super().__sklearn_clone__()
-        twin._compiled = self._compiled  # the network is read only, so a search over models on top compiles it once
-        return twin
-
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
@@ -69,9 +64,6 @@ class FeatureExtractor(Parameters):
             estimator_type="transformer", target_tags=TargetTags(required=False), transformer_tags=TransformerTags(),
             input_tags=InputTags(two_d_array=False, string=True), requires_fit=False,
         )  # fmt: skip
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}}
 
     def __repr__(self) -> str:
         return f"FeatureExtractor({type(self.model).__name__}, layer={self.layer!r}, pooling={self.pooling!r})"
@@ -226,7 +218,9 @@ def _pixels(picture: Any, size: tuple[int, int], channels: int, key: bytes | Non
     digest, data = _hash(picture, channels)
     if np.bytes_(digest) != key:
         raise DataError(f"{picture} changed while it was read; try again when nothing writes to it")
-    return images.to_array(picture if data is None else io.BytesIO(data), size, channels, picture if data else None)
+    if data is None:
+        return images.to_array(picture, size, channels)
+    return images.to_array(io.BytesIO(data), size, channels, picture)
 
 
 def _ahead(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

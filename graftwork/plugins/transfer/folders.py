@@ -112,7 +112,7 @@ def _refuse_loops(root: Path) -> None:
 
 def _examine(path: Path, check: bool) -> tuple[str, str]:
     """(SHA-256 of a file, why it cannot be read or "")."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         data = path.read_bytes()
@@ -126,6 +126,8 @@ def _examine(path: Path, check: bool) -> tuple[str, str]:
                     image.load()
                 else:
                     images.open_image(io.BytesIO(data), name=path)
+        except UnidentifiedImageError:
+            return "", f"{path} is no image of a known format"
         except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as error:
             reason = str(error) if isinstance(error, DataError) else f"{path} cannot be read as an image ({error})"
             return "", reason

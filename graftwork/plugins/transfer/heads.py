@@ -17,7 +17,7 @@ LINEAR = ("coef_", "intercept_", "classes_")
 NAIVE = ("feature_log_prob_", "class_log_prior_", "feature_count_", "class_count_", "classes_")
 MODELS: dict[str, tuple[str, tuple[str, ...]]] = {  # class: its module, and the fitted attributes that predicting needs
     "LogisticRegression": ("sklearn.linear_model", LINEAR),
-    "RidgeClassifier": ("sklearn.linear_model", ("coef_", "intercept_")),
+    "RidgeClassifier": ("sklearn.linear_model", LINEAR),
     "SGDClassifier": ("sklearn.linear_model", LINEAR),
     "Perceptron": ("sklearn.linear_model", LINEAR),
     "LinearSVC": ("sklearn.svm", LINEAR),
@@ -95,18 +95,14 @@ def _class(name: str) -> type:
 
 
 def _attributes(name: str) -> tuple[str, ...]:
-    extra = {"KNeighborsClassifier": ("rows", "labels"), "RidgeClassifier": ("classes",)}
-    return MODELS[name][1] + extra.get(name, ())
+    return ("rows", "labels") if name == "KNeighborsClassifier" else MODELS[name][1]
 
 
 def _fitted(estimator: Any, name: str) -> dict[str, Any]:
     """Fitted values by name; of k-NN what it was fitted on, from which it is fitted again."""
-    values = {attribute: getattr(estimator, attribute) for attribute in MODELS[name][1]}
     if name == "KNeighborsClassifier":
-        values |= {"rows": estimator._fit_X, "labels": estimator.classes_[estimator._y]}
-    if name == "RidgeClassifier":
-        values["classes"] = estimator.classes_
-    return values
+        return {"rows": estimator._fit_X, "labels": estimator.classes_[estimator._y]}
+    return {attribute: getattr(estimator, attribute) for attribute in MODELS[name][1]}
 
 
 def _restored(estimator: Any, name: str, values: dict[str, Any], width: int) -> Any:
@@ -116,10 +112,10 @@ def _restored(estimator: Any, name: str, values: dict[str, Any], width: int) -> 
         from sklearn.preprocessing import LabelBinarizer
 
         low = -1 if name == "RidgeClassifier" else 0
-        classes = values.pop("classes") if name == "RidgeClassifier" else values["classes_"]
-        estimator._label_binarizer = LabelBinarizer(neg_label=low).fit(classes)
+        estimator._label_binarizer = LabelBinarizer(neg_label=low).fit(values["classes_"])
     for attribute, value in values.items():
-        setattr(estimator, attribute, value)
+        if not isinstance(getattr(type(estimator), attribute, None), property):  # which follows from other attributes
+            setattr(estimator, attribute, value)
     estimator.n_features_in_ = width
     return estimator
 

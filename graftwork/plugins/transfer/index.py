@@ -18,6 +18,7 @@ from .saving import load_parts, save_parts
 KIND = "graftwork-similarity-index"
 BLOCK = 8192  # rows of the index that are compared at a time
 QUERIES = 1024  # and with how many queries
+PAIRS = 1024  # distances that are computed exactly at a time
 SPARE = 8  # candidates beyond those asked for, whose distances are computed exactly before any is left out
 METRICS = ("cosine", "euclidean")
 
@@ -130,8 +131,8 @@ class SimilarityIndex(BaseEstimator):
     def _distances(self, queries: np.ndarray, owners: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Exact distances (m,) of queries[owners] and rows[found], in float64 and a bounded number at a time."""
         out = np.empty(len(found))
-        for start in range(0, len(found), BLOCK):
-            part = slice(start, start + BLOCK)
+        for start in range(0, len(found), PAIRS):
+            part = slice(start, start + PAIRS)
             a, b = queries[owners[part]].astype(np.float64), self.rows_[found[part]].astype(np.float64)
             if self.metric == "cosine":
                 a, b = _unit(a), _unit(b)

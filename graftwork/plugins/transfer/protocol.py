@@ -11,8 +11,11 @@ from ...errors import ConfigError
 class Parameters:
     """`get_params`, `set_params` and cloning from the constructor's arguments. A clone shares the network, never a fit.
 
-    A subclass keeps each argument under its name and checks them in `_check`.
+    A subclass keeps each argument under its name and checks them in `_check`; `_compiled` has the network's graphs, which
+    clones share as well, so that a search over models on top compiles it once.
     """
+
+    _compiled: dict[tuple, Any]
 
     def _check(self) -> None:
         """Raise for arguments that cannot be used."""
@@ -46,4 +49,9 @@ class Parameters:
         own = self.get_params(deep=False)
         if own.get("estimator") is not None:
             own["estimator"] = clone(own["estimator"])
-        return type(self)(**own)
+        twin = type(self)(**own)
+        twin._compiled = self._compiled
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}

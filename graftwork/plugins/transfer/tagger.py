@@ -32,6 +32,7 @@ class Tagger(Parameters):
         self.model, self.model_name, self.C, self.threshold, self.progress = model, model_name, C, threshold, progress
         self.layer, self.pooling, self.batch_size, self.cache = layer, pooling, batch_size, cache
         self.classes: list[str] = []
+        self._compiled: dict[tuple, Any] = {}
         self.head_: Any = None
         self._check()
 
@@ -40,16 +41,13 @@ class Tagger(Parameters):
             raise ConfigError(f"C={self.C}; expected a positive number (smaller: stronger regularisation)")
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold={self.threshold}; expected a probability between 0 and 1")
-        self._extractor: FeatureExtractor | None = None
 
     @property
     def extractor(self) -> FeatureExtractor:
         """What makes features of pictures."""
-        if self._extractor is None:
-            self._extractor = FeatureExtractor(
-                self.model, self.layer, self.pooling, self.batch_size, self.cache, self.progress
-            )
-        return self._extractor
+        extractor = FeatureExtractor(self.model, self.layer, self.pooling, self.batch_size, self.cache, self.progress)
+        extractor._compiled = self._compiled
+        return extractor
 
     def fit(self, pictures: Any, tags: Sequence[Iterable[str]], classes: Sequence[str] | None = None) -> Tagger:
         """Learn from pictures and the tags of each, of which there may be none. classes: all tags; found if None."""
