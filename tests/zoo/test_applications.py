@@ -23,7 +23,7 @@ from graftwork.zoo.weights import layer_slots
 
 GOLDENS = Path(__file__).parent / "goldens"
 PARITY = os.environ.get("GRAFTWORK_PARITY", "0") not in ("", "0")
-FAMILIES = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDENS.glob("*.json"))}
+FAMILIES = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDENS.glob("*.json")) if path.stem != "layers"}
 # A name may have a remark behind it: "mobilenet_v2 alpha=0.35, odd sizes"
 FACTS = {name: fact | {"family": family} for family, facts in FAMILIES.items() for name, fact in facts["models"].items()}
 FIRST = [next(iter(facts["models"])) for facts in FAMILIES.values()]  # one network of each family, listed layer by layer
