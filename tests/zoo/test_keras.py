@@ -102,6 +102,16 @@ def test_keras1_names(x, rng):
     np.testing.assert_allclose(run(config, {"c": [kernel, bias], "e": [dense]}, x, version=None), want, rtol=1e-5)
 
 
+def test_layers_of_keras_own_networks(x):
+    """ConvNeXt's classes are in no registry of Keras's; their module says whose they are."""
+    ours = {"module": "keras.src.applications.convnext"}
+    config = sequential(
+        layer("LayerScale", "l", projection_dim=2, init_values=1e-6) | ours | {"registered_name": "LayerScale"},
+        layer("StochasticDepth", "s", drop_path_rate=0.5) | ours | {"registered_name": "StochasticDepth"},
+    )
+    np.testing.assert_array_equal(run(config, {"l": [np.array([2.0, -3.0])]}, x), x * np.float32([2, -3]))
+
+
 def test_keras3_calls(x):
     def kt(name):
         return {"class_name": "__keras_tensor__", "config": {"shape": [None], "keras_history": [name, 0, 0]}}
@@ -231,6 +241,7 @@ def test_wrong_inputs_are_named(x):
         (sequential(layer("Reshape", "r", target_shape=[7, 7])), "'r'"),
         (sequential(layer("Flatten", "f"), layer("Flatten", "f")), "two layers"),
         (sequential(layer("Concatenate", "c", axis=7)), "axis"),
+        (sequential(layer("LayerScale", "l", projection_dim=3)), "projection_dim=3"),
         ({"class_name": "MyNet", "config": {}}, "MyNet"),
         ({"class_name": "Sequential", "config": []}, "list of layers"),
         ({"class_name": "Sequential", "config": [layer("Dense", "d", units=1)]}, "input's shape"),
