@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -40,6 +41,7 @@ def script():
 
 def test_the_file_is_small_and_complete(model):
     assert FILE.stat().st_size == RESULT["bytes"] < 1_200_000
+    assert hashlib.sha256(FILE.read_bytes()).hexdigest() == zoo.find("resnet20").info["sha256"]["cifar10"]
     layers = hdf5.read_layers(FILE)
     assert sum(len(entries) for entries in layers.values()) == len(model.state_dict())
     assert {values.dtype for entries in layers.values() for _, values in entries} == {np.dtype(np.float16)}
