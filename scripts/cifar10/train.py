@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path(__file__).with_suffix(".log"))
     parser.add_argument("--checkpoint", type=Path, default=Path("resnet20-run.h5"), help="written after each epoch")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--images", type=int, default=None, help="train on the first so many only, to try the script out")
     arguments = parser.parse_args()
     pixels, labels = load(arguments.cifar)
