@@ -2,7 +2,8 @@
 
 Times are medians of compiled calls with one image of the network's own size, all threads. Errors are those of the golden
 outputs (tests/zoo/goldens: Keras's logits and features for weights by formula): largest difference over largest value.
-Networks that keras.applications does not have are compared with nothing. The table goes into docs/zoo.md, the figures into results/zoo.json.
+Networks that keras.applications does not have are compared with nothing. The table goes into docs/zoo.md, the figures into
+results/zoo.json.
 """
 
 from __future__ import annotations

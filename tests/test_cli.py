@@ -339,7 +339,7 @@ def test_models_and_weights_that_are_unknown(tmp_path, digits):
     fit = ("transfer", "fit", digits, "-o", tmp_path / "x.h5", "--model")
     assert "did you mean glyphnet or lenet5?" in refuse(*fit, "glifnet")
     assert "no weights named 'imagenet'; named ones: 'glyphs'" in refuse(*fit, "glyphnet", "--weights", "imagenet")
-    assert "no weights for resnet20 ship with the package" in refuse(*fit, "resnet20")
+    assert "no weights for resnet32 ship with the package" in refuse(*fit, "resnet32")
     assert "no weights file at" in refuse(*fit, "glyphnet", "--weights", tmp_path / "no.h5")
     (tmp_path / "short.h5").write_bytes(zoo.registry.weights_path(zoo.find("glyphnet"), "glyphs").read_bytes()[:9000])
     assert "damaged or truncated" in refuse(*fit, "glyphnet", "--weights", tmp_path / "short.h5")
