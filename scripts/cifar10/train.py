@@ -29,8 +29,8 @@ from graftwork.kernels.cpu.runtime import set_num_threads
 from graftwork.nn.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
-RATE, MOMENTUM, DECAY = 0.2, 0.9, 5e-4  # of stochastic gradient descent; the weight decay is on all parameters
-WARM_UP, DESCENT = 2, 0.5  # epochs; share of all steps
+RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4  # of stochastic gradient descent; the weight decay is on all parameters
+WARM_UP, DESCENT = 2, 0.9  # epochs; share of all steps
 PADDING = 4  # pixels, as He et al. 2015
 SIDE = 32
 
@@ -70,10 +70,10 @@ class Halves(nn.Trainer):
     def __init__(self, model: nn.Module, optimizer: nn.optim.Optimizer, **options):
         super().__init__(model, optimizer, progress=False, **options)
         self.shared = list(model.parameters())
-        self.halves = [gw.compile(self._gradients(m)) for m in (model, twin(model))]
+        self.halves = [gw.compile(self._half(m)) for m in (model, twin(model))]
         self.threads = ThreadPoolExecutor(len(self.halves))
 
-    def _gradients(self, model: nn.Module):
+    def _half(self, model: nn.Module):
         def half(x, target):
             prediction = model(x)
             loss = self.loss(prediction, target)
