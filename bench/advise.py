@@ -1,6 +1,6 @@
 """Does following the advice pay? Each way of learning on small and larger draws of several datasets, beside what is advised.
 
-`python -m bench.advise DATA` with a folder that holds `clothing/`, `cifar10-train.h5` and `weights/` (see the option --help);
+`python -m bench.advise DATA` with a folder that holds `clothing/`, `cifar10-train.h5` and `weights/`;
 handwritten digits and textures need no files. Small networks' inputs and few epochs keep it within minutes; the figures compare
 ways of learning with each other, they are not the best that any of them can do. Writes
 bench/results/advise.json after every case.
@@ -20,6 +20,7 @@ from graftwork import zoo
 from graftwork.nn.files import atomic_path
 from graftwork.nn.rng import manual_seed
 from graftwork.plugins.transfer.advise import Advice, advise, fit
+from graftwork.plugins.transfer.augment import Augmentation
 
 RESULT = Path(__file__).parent / "results" / "advise.json"
 WEIGHTS = "weights/squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -112,7 +113,7 @@ def case(name: str, each: int, data: Path, side: int, epochs: int, test: int, se
     for way in WAYS:
         model, start = network(network_name, data, side), time.perf_counter()
         options = (
-            {} if way == "features" else {"epochs": epochs, "seed": seed, "augment": None if name == "digits" else AUGMENT}
+            {} if way == "features" else {"epochs": epochs, "seed": seed, "augment": None if name == "digits" else Augmentation()}
         )
         found = fit(model, learn, labels[train], classes, network_name, way, **options)
         seconds = time.perf_counter() - start
@@ -123,9 +124,6 @@ def case(name: str, each: int, data: Path, side: int, epochs: int, test: int, se
 
 
 def main() -> None:
-    global AUGMENT
-    from graftwork.plugins.transfer import Augmentation
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--cases", nargs="+", default=["digits:5", "textures:10", "clothing:8", "cifar10:10", "digits:60",
@@ -136,7 +134,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=RESULT)
     given = parser.parse_args()
-    AUGMENT = Augmentation()
     rows = []
     for text in given.cases:
         name, each = text.split(":")
@@ -148,8 +145,6 @@ def main() -> None:
         with atomic_path(given.output) as temporary:
             temporary.write_text(json.dumps({"settings": settings, "cases": rows}, indent=1), encoding="utf-8")
 
-
-AUGMENT = None
 
 if __name__ == "__main__":
     main()
