@@ -112,9 +112,8 @@ def case(name: str, each: int, data: Path, side: int, epochs: int, test: int, se
     }
     for way in WAYS:
         model, start = network(network_name, data, side), time.perf_counter()
-        options = (
-            {} if way == "features" else {"epochs": epochs, "seed": seed, "augment": None if name == "digits" else Augmentation()}
-        )
+        augment = None if name == "digits" else Augmentation()
+        options = {} if way == "features" else {"epochs": epochs, "seed": seed, "augment": augment}
         found = fit(model, learn, labels[train], classes, network_name, way, **options)
         seconds = time.perf_counter() - start
         row["ways"][way] = {"accuracy": float(found.score(checks, labels[kept])), "seconds": round(seconds, 1)}

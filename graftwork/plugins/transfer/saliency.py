@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ModelError, ShapeError
-from ...nn import Tensor, grad, no_grad
+from ...nn import Tensor, grad, no_grad, tensor
 from ...zoo import images
 
 
@@ -46,7 +46,7 @@ def can_explain(classifier: Any) -> bool:
 def _maps(classifier: Any, trunk: Any, pixels: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     with no_grad():
         found = trunk.trunk(trunk.normalise(pixels)).numpy()
-    activation = Tensor(found.copy(), requires_grad=True)
+    activation = tensor(found, requires_grad=True)
     scores = _scores(classifier, trunk.pooled(activation, "avg"))
     if classes is None:
         classes = scores.numpy().argmax(axis=1)
