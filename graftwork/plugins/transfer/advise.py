@@ -224,19 +224,21 @@ def domain_distance(
     norms = [m for m in model.modules() if hasattr(m, "moving_mean") and hasattr(m, "moving_variance")]
     if not norms:
         return None
-    return float(np.median([_normalised_shift(model, norm, pictures[:64]) for norm in norms[len(norms) // 2 :]]))
+    late = norms[len(norms) // 2 :]
+    model.eval()
+    with no_grad(), listen(late) as heard:
+        model.features(model.preprocess(list(pictures[:32])))
+        outputs = [heard(norm) for norm in late]
+    return float(np.median([_normalised_shift(n, y.numpy()) for n, y in zip(late, outputs, strict=True) if y is not None]))
 
 
 def _wasserstein(mean: np.ndarray, deviation: np.ndarray) -> float:
     return float(np.median(np.sqrt(mean**2 + (deviation - 1) ** 2)))
 
 
-def _normalised_shift(model: Module, norm: Any, pictures: Sequence[Any]) -> float:
+def _normalised_shift(norm: Any, output: np.ndarray) -> float:
     """The distance at one normalisation: its output, without scale and shift, has mean 0 and deviation 1 on the source."""
-    with no_grad(), listen([norm]) as heard:
-        model.features(model.preprocess(list(pictures)))
-        y = heard(norm)
-    values = y.numpy().reshape(-1, y.shape[-1])
+    values = output.reshape(-1, output.shape[-1])
     gamma, beta = (getattr(norm, n).numpy() if hasattr(norm, n) else np.float32(d) for n, d in (("gamma", 1), ("beta", 0)))
     alive = np.broadcast_to(np.abs(gamma) > 1e-4, values.shape[1:])
     plain = ((values - beta) / np.where(alive, gamma, 1))[:, alive]
