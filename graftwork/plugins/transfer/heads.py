@@ -41,8 +41,9 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {  # class: its module, and the
 def pack(estimator: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(settings, arrays) of a fitted model or pipeline. Raises ConfigError for one that cannot be saved this way."""
     name = type(estimator).__name__
+    arrays: dict[str, np.ndarray] = {}
     if name == "Pipeline" and type(estimator).__module__.startswith("sklearn."):
-        steps, arrays = [], {}
+        steps = []
         for i, (label, step) in enumerate(estimator.steps):
             settings, more = pack(step, f"{prefix}{i}.")
             steps.append([label, settings])
@@ -53,7 +54,6 @@ def pack(estimator: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, np
     settings = {"class": name, "params": _plain(name, estimator.get_params(deep=False)), "width": int(estimator.n_features_in_)}
     scalars: dict[str, Any] = {}
     lists: dict[str, int] = {}
-    arrays = {}
     for attribute, value in _fitted(estimator, name).items():
         if isinstance(value, list):
             lists[attribute] = len(value)
@@ -90,7 +90,7 @@ def unpack(settings: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> An
         raise WeightsError(f"the saved model is damaged ({error}); save it again") from error
 
 
-def _class(name: str) -> type:
+def _class(name: str) -> Any:
     return getattr(importlib.import_module(MODELS[name][0]), name)
 
 
