@@ -1,9 +1,10 @@
 # `make demo` and `make test` need Python 3.11+, make and a network; they create .venv themselves.
 PYTHON ?= python3
 VENV := .venv
+PARITY := .venv-parity
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench gpu-check clean
+.PHONY: setup demo test lint parity bench gpu-check clean
 
 setup: $(VENV)/.installed
 
@@ -16,12 +17,27 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/graftwork demo
 
-test: setup
+# NVIDIA's compiler and Numba's CUDA target, for tests that compile CUDA code; they need no GPU. Not for the demonstration.
+$(VENV)/.cuda-tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'nvidia-cuda-nvrtc>=13' 'numba-cuda>=0.4' \
+	  || echo "nvidia-cuda-nvrtc or numba-cuda not installed: tests that compile CUDA code are skipped"
+	touch $@
+
+test: setup $(VENV)/.cuda-tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Keras in an environment of its own; ARGS="resnet50 vgg16" limits it, ARGS="--resume" goes on after an interruption.
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python scripts/parity.py $(ARGS)
+
+$(PARITY)/.installed: pyproject.toml
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --editable . 'keras>=3.10' jax
+	touch $@
 
 # Every peer that is installed takes part: pip install '.[bench]', and a CPU build of torch.
 bench: setup

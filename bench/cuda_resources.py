@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from graftwork.nn.op import OPS
 from .common import write, write_text
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
-FLOATS = ("float32", "float16")
+DTYPES = ("float32", "float16", "int8")
 
 
 class Recorder:
@@ -32,6 +33,7 @@ class Recorder:
     def __init__(self, architecture: str):
         self.capability, self.processors = int(re.sub(r"\D", "", architecture)), 132
         self.steps: list[Step] = []
+        self.chip = ""  # nothing tuned
 
     def empty(self, shape, dtype) -> np.ndarray:
         return np.empty(shape, dtype)  # never touched, so it costs address space only
@@ -81,7 +83,10 @@ def _program(dtype: str) -> tuple:
 
 
 def calls(dtype: str) -> Iterator[Call]:
-    """Calls with the shapes of networks: every kernel, and of the large ones every tile."""
+    """Calls with the shapes of networks: every kernel, and of the large ones every tile. "int8" are the 8-bit products."""
+    if dtype == "int8":
+        yield from quantized_calls()
+        return
     image, vector = ((8, 56, 56, 64), dtype), ((64,), dtype)
     yield Call("chain", (image, vector), {"program": _program(dtype)})
     yield Call("sin", (image,), {})
@@ -126,10 +131,14 @@ def calls(dtype: str) -> Iterator[Call]:
     yield Call(
         "sgd_update", (*(weight,) * 3, one), {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "dampening": 0.0}
     )
-    yield Call("adam_update", (*(weight,) * 4, one, one),
-               {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "decoupled": False})  # fmt: skip
+    yield Call("sgd_update", (*(weight, weight, weight) * 2, one),
+               {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "dampening": 0.0})  # fmt: skip
+    for count in (1, 2):
+        yield Call("adam_update", (*(*(weight,) * 4, one) * count, one),
+                   {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0, "decoupled": False})  # fmt: skip
     yield Call("moving_average", (vector, vector), {"momentum": 0.9})
     yield Call("increment", (one,), {})
+    yield Call("increment", (one, one), {})
     yield from products(dtype)
 
 
@@ -159,7 +168,24 @@ def products(dtype: str) -> Iterator[Call]:
             yield Call("conv2d_weight_grad", (x, g), {**geometry, "kernel_shape": (window, window)}, variant)
 
 
-def steps_of(architecture: str, dtypes=FLOATS, made=calls) -> dict[tuple, Step]:
+def quantized_calls() -> Iterator[Call]:
+    """Every tile, kind of input and kind of output."""
+    for kind, out, out_scale in (("int8", "int8", 0.1), ("uint8", "uint8", 0.1), ("int8", "float32", None)):
+        scales = {"x_scale": 0.1, "x_zero_point": 3, "out_scale": out_scale, "out_zero_point": 0, "low": 0.0, "high": None,
+                  "dtype": out}  # fmt: skip
+        for m, k, n in ((4096, 1024, 4096), (512, 1024, 4096), (64, 4096, 128), (33, 65, 37)):
+            yield Call("quantized_matmul", (((m, k), kind), ((k, n), "int8"), ((n,), "float32"), ((n,), "int32")), scales)
+        for batch, size, channels, outputs, window, stride, groups in (
+            (32, 56, 128, 128, 3, 1, 1), (32, 7, 512, 512, 3, 1, 1), (32, 224, 3, 64, 7, 2, 1), (32, 56, 96, 96, 3, 1, 96),
+        ):  # fmt: skip
+            half = window // 2
+            geometry = {"stride": (stride, stride), "padding": ((half, half),) * 2, "dilation": (1, 1), "groups": groups}
+            w = ((window, window, channels // groups, outputs), "int8")
+            inputs = (((batch, size, size, channels), kind), w, ((outputs,), "float32"), ((outputs,), "int32"))
+            yield Call("quantized_conv2d", inputs, {**geometry, **scales})
+
+
+def steps_of(architecture: str, dtypes=DTYPES, made=calls) -> dict[tuple, Step]:
     """Distinct (source, kernel) with one step each, from all calls on a machine of this architecture."""
     machine, kept = Recorder(architecture), launch.stand_in
     launch.stand_in = machine
@@ -214,17 +240,24 @@ def _number(pattern: str, text: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def measure(architecture: str, dtypes=FLOATS, made=calls) -> list[dict]:
-    """One row a kernel: compiled for the architecture, with what it uses."""
-    rows, logs = [], {}
-    for (source, kernel), step in sorted(
-        steps_of(architecture, dtypes, made).items(), key=lambda item: (item[0][0].file, item[0][1])
-    ):
-        if source not in logs:
-            logs[source] = loader.compile_source(source, architecture).log
-        found = usage(logs[source], kernel, step.shared)
+def compile_log(source: loader.Source, architecture: str) -> str:
+    """What the assembler says about a source."""
+    return loader.compile_source(source, architecture).log
+
+
+def measure(architecture: str, dtypes=DTYPES, made=calls, files: Collection[str] | None = None, logs=None) -> list[dict]:
+    """One row a kernel: compiled for the architecture, with what it uses. files: only the kernels of these.
+
+    logs(sources, architecture) -> what the assembler says about each; by default one after the other, here."""
+    steps = {key: step for key, step in steps_of(architecture, dtypes, made).items() if files is None or key[0].file in files}
+    sources = list(dict.fromkeys(source for source, _ in steps))
+    found = logs(sources, architecture) if logs else [compile_log(source, architecture) for source in sources]
+    said = dict(zip(sources, found, strict=True))
+    rows = []
+    for (source, kernel), step in sorted(steps.items(), key=lambda item: (item[0][0].file, item[0][1])):
+        used = usage(said[source], kernel, step.shared)
         rows.append({"architecture": architecture, "file": source.file, "kernel": kernel, "macros": short(dict(source.defines)),
-                     **found._asdict(), "threads": int(np.prod(step.block)), "local_meant": _means_local(source)})  # fmt: skip
+                     **used._asdict(), "threads": int(np.prod(step.block)), "local_meant": _means_local(source)})  # fmt: skip
     return rows
 
 
@@ -268,9 +301,10 @@ def main() -> int:
     parser.add_argument("--only", choices=ARCHITECTURES, action="append", help="only this architecture (may be repeated)")
     options = parser.parse_args()
     rows = []
-    for architecture in options.only or ARCHITECTURES:
-        rows += measure(architecture)
-        print(f"{architecture}: {sum(r['architecture'] == architecture for r in rows)} kernels", flush=True)
+    with ProcessPoolExecutor() as pool:
+        for architecture in options.only or ARCHITECTURES:
+            rows += measure(architecture, logs=lambda sources, name: pool.map(compile_log, sources, [name] * len(sources)))
+            print(f"{architecture}: {sum(r['architecture'] == architecture for r in rows)} kernels", flush=True)
     wrong = problems(rows)
     compiler = ".".join(map(str, nvrtc.version()))
     text = [

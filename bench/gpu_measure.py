@@ -1,13 +1,16 @@
-"""The measurements of `bench.gpu_check`: kernels and networks on a GPU beside PyTorch's (cuBLAS, cuDNN) in the same run.
+"""The measurements of `bench.gpu_check`: kernels on a GPU beside PyTorch's (cuBLAS, cuDNN) in the same run; the clock and the
+inputs that whole networks (`gpu_networks.py`) use too.
 
 Inputs are random, never zeros. A time is the median of several batches of calls between two events. Every product and
-convolution
-is compared with the peer's result, and the difference stands in the table.
+convolution is compared with the peer's result, and the difference stands in the table.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -27,12 +30,16 @@ GEMMS = (  # m, n, k, whether A and B are stored transposed
     (4096, 4096, 4096, "tn"), (16, 4096, 4096, "nn"), (4096, 16, 4096, "nn"), (1, 4096, 25088, "nn"), (100352, 64, 576, "nn"),
     (256, 256, 65536, "nn"),
 )  # fmt: skip
+INT8 = ((1024, 1024, 1024), (4096, 4096, 4096), (8192, 8192, 8192), (25088, 512, 4608))  # m, n, k
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 CONV_BATCH = 32
-BATCHES = (1, 32, 256)
 COPY_BYTES = 1 << 29
 LAUNCHES = 2000  # timed calls of the overhead measurement
 TOUCH = 1 << 26  # elements of the memory-bound measurements
+
+
+class OutOfTime(Exception):
+    """What `Budget.limit` raises inside."""
 
 
 class Budget:
@@ -43,6 +50,25 @@ class Budget:
 
     def left(self) -> bool:
         return time.perf_counter() < self._end
+
+    @contextlib.contextmanager
+    def limit(self) -> Iterator[None]:
+        """What runs inside is interrupted, between two steps of Python, when the time is up: for what cannot be foreseen, such
+        as a compiler. Raises OutOfTime. Elsewhere than on a main thread nothing is interrupted."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(*given: Any) -> None:
+            raise OutOfTime
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, max(self._end - time.perf_counter(), 1e-3))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 class Bench:
@@ -119,7 +145,7 @@ def difference(found, expected) -> float:
     return float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0))
 
 
-def summary_of(rows: list[dict], key: str = "ratio") -> dict[str, str]:
+def summary_of(rows: list[dict], key: str = "ratio", what: str = "peer time over ours") -> dict[str, str]:
     """Geometric means of the ratios (peer's time over ours: above 1 we are faster), by dtype."""
     from .gpu_check import geometric_mean
 
@@ -127,7 +153,7 @@ def summary_of(rows: list[dict], key: str = "ratio") -> dict[str, str]:
     for dtype in dict.fromkeys(row.get("dtype", "all") for row in rows):
         mean = geometric_mean([row[key] for row in rows if row.get("dtype", "all") == dtype and row.get(key)])
         if mean is not None:
-            found[f"geometric mean of peer time over ours, {dtype}"] = f"{mean:.3f}"
+            found[f"geometric mean of {what}, {dtype}"] = f"{mean:.3f}"
     return found
 
 
@@ -138,7 +164,7 @@ def _row(flops: float, ours: float, peer: float | None, **more: Any) -> dict:
     return row
 
 
-def _set_precision(bench: Bench, dtype: str) -> None:
+def set_precision(bench: Bench, dtype: str) -> None:
     if bench.torch is not None:
         bench.torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
         bench.torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -154,7 +180,7 @@ def gemm(bench: Bench, budget: Budget) -> dict:
     for dtype in DTYPES:
         if not bench.supports(dtype):
             continue
-        _set_precision(bench, dtype)
+        set_precision(bench, dtype)
         for m, n, k, stored in GEMMS:
             if not budget.left():
                 left_out += 1
@@ -183,6 +209,35 @@ def _gemm_row(bench: Bench, m: int, n: int, k: int, stored: str, dtype: str) -> 
     return _row(2.0 * m * n * k, ours, peer, dtype=dtype, shape=f"{m}x{n}x{k} {stored}", difference=error)
 
 
+def int8(bench: Bench, budget: Budget) -> dict:
+    """8-bit products, requantised, beside PyTorch's, which stop at the int32 sums. Compared with the reference, exactly."""
+    rows, left_out = [], 0
+    for m, n, k in INT8:
+        if budget.left():
+            rows.append(_int8_row(bench, m, n, k))
+        else:
+            left_out += 1
+    return {"rows": rows, "summary": summary_of(rows), "left_out": left_out}
+
+
+def _int8_row(bench: Bench, m: int, n: int, k: int) -> dict:
+    x, w = (bench.cupy.asarray(np.random.default_rng(0).integers(-127, 128, s).astype(np.int8)) for s in ((m, k), (k, n)))
+    scale = bench.cupy.asarray(np.full(n, 1e-3, np.float32))
+    out = launch.empty((m, n), np.int8)
+    attrs: dict[str, Any] = {"x_scale": 0.1, "x_zero_point": 0, "out_scale": 0.2, "out_zero_point": 3}
+    attrs |= {"low": 0.0, "high": None, "dtype": "int8"}
+    fn = kernels.get("quantized_matmul", device="cuda")
+    ours = bench.seconds(lambda: fn(x, w, scale, out=out, **attrs))
+    expected = np.empty((min(m, 16), n), np.int8)
+    kernels.get("quantized_matmul", variant="reference")(x.get()[:16], w.get(), scale.get(), out=expected, **attrs)
+    wrong = int((out.get()[:16] != expected).sum())
+    peer = None
+    if bench.torch is not None:
+        a, b = bench.peer(x), bench.peer(w)
+        peer = bench.seconds(lambda: bench.torch._int_mm(a, b))
+    return _row(2.0 * m * n * k, ours, peer, dtype="int8", shape=f"{m}x{n}x{k}", wrong_values=wrong)
+
+
 # -- convolutions ------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +261,7 @@ def conv(bench: Bench, budget: Budget) -> dict:
     for dtype in ("float16", "float32", "bfloat16"):
         if not bench.supports(dtype):
             continue
-        _set_precision(bench, dtype)
+        set_precision(bench, dtype)
         for network, call in layers:
             for part in ("forward", "input_grad", "weight_grad"):
                 if not budget.left():
@@ -372,52 +427,4 @@ def launch_part(bench: Bench, budget: Budget) -> dict:
     return {"rows": launch_overhead(bench)}
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------
-
-
-def networks(bench: Bench, budget: Budget) -> dict:
-    """Inference of the four networks, eager, at several batch sizes, beside PyTorch's eager twins with our weights
-    (channels last)."""
-    rows, left_out = [], 0
-    for name in NETWORKS:
-        model = build(name).eval()
-        peer = _twin(bench, name, model)
-        model = model.to("cuda")
-        for dtype in ("float32", "float16"):
-            model = model.astype(dtype)
-            for batch in BATCHES:
-                if not budget.left():
-                    left_out += 1
-                    continue
-                rows.append(_network_row(bench, name, model, peer, batch, dtype))
-    return {"rows": rows, "summary": summary_of(rows), "left_out": left_out}
-
-
-def _twin(bench: Bench, name: str, model: Any) -> Any:
-    if bench.torch is None:
-        return None
-    from .peers import twin
-
-    return twin(name, model).to("cuda").to(memory_format=bench.torch.channels_last)
-
-
-def _network_row(bench: Bench, name: str, model: Any, peer: Any, batch: int, dtype: str) -> dict:
-    _set_precision(bench, dtype)
-    pictures = picture(batch).astype(dtype)
-    x = gw.tensor(pictures, device="cuda")
-    with gw.no_grad():
-        ours = bench.seconds(lambda: model(x), 0.3)
-        logits = model(x).numpy()
-    row: dict[str, Any] = {"network": name, "batch": batch, "dtype": dtype, "ms": ours * 1e3, "images_per_second": batch / ours}
-    if peer is None:
-        return row
-    torch = bench.torch
-    peer = peer.to(getattr(torch, dtype))
-    tx = torch.tensor(pictures.transpose(0, 3, 1, 2)).to("cuda").contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        theirs = bench.seconds(lambda: peer(tx), 0.3)
-        expected = peer(tx).float().cpu().numpy()
-    return row | {"peer_ms": theirs * 1e3, "ratio": theirs / ours, "difference": difference(logits, expected)}
-
-
-PARTS = {"gemm": gemm, "conv": conv, "memory": memory, "launch": launch_part, "networks": networks}
+PARTS = {"gemm": gemm, "int8": int8, "conv": conv, "memory": memory, "launch": launch_part}

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -75,38 +76,107 @@ def zoo() -> None:
     """The networks that Graftwork knows."""
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 @zoo.command("list")
-def zoo_list() -> None:
+@click.option("--markdown", is_flag=True, help="Print the table of docs/zoo.md.")
+@_JSON
+def zoo_list(markdown: bool, as_json: bool) -> None:
     """All models, with their parameters' number and weights."""
-    from rich.console import Console
+    from .zoo import catalogue
+
+    facts = catalogue.models()
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    if markdown:
+        click.echo(catalogue.markdown(facts), nl=False)
+        return
     from rich.table import Table
 
-    from . import zoo as models
-
-    table = Table("model", "parameters", "input", "weights", "")
-    for name in models.list_models():
-        entry = models.find(name)
-        count, shape = entry.info.get("parameters"), entry.info.get("input_shape", ())
-        if count is None or not shape:  # not declared, so the network is built to be asked
-            model = entry.factory(include_top=True, pooling=None)
-            count, shape = model.count_parameters(), getattr(model, "input_shape", ())
-        weights = [w for w in entry.weights if not w.endswith("_notop")]  # the same weights in a smaller file
-        table.add_row(name, f"{count:,}", "x".join(map(str, shape)), ", ".join(weights) or "-", entry.summary)
-    Console().print(table)
+    table = Table("model", "parameters", "input", "top-1", "top-5", "weights", "")
+    for m in facts:
+        weights = [w for w in m["weights"] if not w.endswith("_notop")]  # the same weights in a smaller file
+        accuracy = [catalogue.percent(m[key]) for key in ("top1", "top5")]
+        table.add_row(m["name"], f"{m['parameters']:,}", m["input"], *accuracy, ", ".join(weights) or "-", m["summary"])
+    _console().print(table)
 
 
 @zoo.command("info")
 @click.argument("name")
-def zoo_info(name: str) -> None:
+@_JSON
+def zoo_info(name: str, as_json: bool) -> None:
     """What is known of a model, and its layers."""
     from . import zoo as models
+    from .zoo import catalogue
 
     entry = models.find(name)
-    model = models.create(name)
+    facts = catalogue.describe(entry)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
     click.echo(f"{name}: {entry.summary}")
     for key, value in {"weights": entry.weights, **entry.info}.items():
         click.echo(f"  {key}: {value}")
-    click.echo(f"  parameters: {model.count_parameters():,}\n{model}")
+    click.echo(f"  parameters: {facts['parameters']:,}\n{models.create(name)}")
+
+
+@zoo.command("fetch")
+@click.argument("name")
+@click.option("--weights", default="imagenet", show_default=True, help="Which of the model's weights.")
+@_JSON
+def zoo_fetch(name: str, weights: str, as_json: bool) -> None:
+    """Download a model's published weights, if they are not on this machine; print where they are."""
+    from pathlib import Path
+
+    from . import zoo as models
+    from .zoo import fetch, registry
+
+    file = models.find(name).file(weights)
+    path = fetch.fetch(file) if file.published else Path(registry.__file__).parent / file.source
+    if as_json:
+        click.echo(json.dumps({"model": name, "weights": weights, "path": str(path), "bytes": path.stat().st_size}))
+    else:
+        click.echo(path)
+
+
+@zoo.command("verify")
+@click.argument("file", type=click.Path())
+@click.option("--model", default=None, help="Also whether the weights fit this model of the zoo.")
+@_JSON
+def zoo_verify(file: str, model: str | None, as_json: bool) -> None:
+    """Read a weights file as a whole: its layout and tensors, whether it is sound, and which published file it is."""
+    from .zoo import catalogue
+
+    found = catalogue.verify(file, model)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for key, value in found.items():
+        text = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
+        click.echo(f"{key}: {text if text not in (None, '') else '-'}")
+
+
+@zoo.command("convert")
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
+@click.option("--model", default=None, help="The model of the zoo whose weights these are; .weights.h5 needs it.")
+@click.option("--layout", default=None, type=click.Choice(("legacy", "weights.h5")), help="By default as TARGET's name says.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(("float32", "float16", "bfloat16")))
+@click.option("--compress", is_flag=True, help="Pack tensors with gzip.")
+@_JSON
+def zoo_convert(source: str, target: str, model: str | None, layout: str | None, dtype: str, compress: bool,
+                as_json: bool) -> None:  # fmt: skip
+    """Write the weights in SOURCE as TARGET, in another layout, type or packing."""
+    from .zoo import catalogue
+
+    found = catalogue.convert(source, target, model, layout, dtype, "gzip" if compress else None)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo(f"wrote {target}: {found['layout']}, {found['tensors']} tensors, {found['bytes']:,} bytes "
+                   f"({found['bytes'] / found['source_bytes']:.2f} of {source})")  # fmt: skip
 
 
 @main.command()
@@ -124,9 +194,10 @@ def plugins() -> None:
 @main.command()
 @click.argument("model")
 @click.option("--batch", default=1, show_default=True, help="Images at a time.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(), default=None, help="A table to add to, instead of this machine's own.")
-def tune(model: str, batch: int, output: str | None) -> None:
-    """Measure which kernel is fastest for each convolution of MODEL, and use those from now on."""
+def tune(model: str, batch: int, device: str, output: str | None) -> None:
+    """Measure which kernel is fastest for each convolution of MODEL (on a GPU, each product too) and use those from now on."""
     from pathlib import Path
 
     import numpy as np
@@ -134,20 +205,29 @@ def tune(model: str, batch: int, output: str | None) -> None:
     from rich.progress import Progress
     from rich.table import Table
 
-    from . import compile, no_grad, tensor, zoo
-    from .kernels.cpu import tuning
+    from . import compile, cuda, no_grad, tensor, zoo
     from .nn import tune as measuring
 
+    run: Callable[..., Any]
+    keep: Callable[..., Path]
+    if device == "cuda":
+        if not cuda.is_available():
+            raise click.ClickException(f"no GPU to tune for: {cuda.why_not()}")
+        from .kernels.cuda.tuning import keep
+        from .nn.tune_cuda import tune as run
+    else:
+        from .kernels.cpu.tuning import keep
+        from .nn.tune import tune as run
     network = zoo.create(model)
     with no_grad():
         graph = compile(network).graph(tensor(np.zeros((batch, *network.input_shape), np.float32)))
     with Progress(transient=True) as bar:
-        job = bar.add_task("timing convolutions")
-        choices = measuring.tune(graph, lambda done, total: bar.update(job, completed=done, total=total))
+        job = bar.add_task("timing convolutions" if device == "cpu" else "timing products and convolutions")
+        choices = run(graph, lambda done, total: bar.update(job, completed=done, total=total))
     table = Table("convolution", "heuristic, us", "fastest", "us", "")
     for c in choices:
         table.add_row(c.key, f"{c.times[c.heuristic]:.1f}", c.best, f"{c.times[c.best]:.1f}", "new choice" if c.changed else "")
-    path = tuning.keep(measuring.winners(choices), None if output is None else Path(output))
+    path = keep(measuring.winners(choices), None if output is None else Path(output))
     Console().print(table)
     click.echo(f"{sum(c.changed for c in choices)} of {len(choices)} choices changed; kept in {path}")
 
@@ -208,7 +288,6 @@ def _console() -> Any:
 _MODEL = click.argument("model")
 _BATCH = click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images at once.")
 _WEIGHTS = click.option("--weights", default=None, help="A published name or an HDF5 file; random weights by default.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @main.command()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
+
+import numpy as np
 
 from .errors import DeviceError
+
+_HOST = 1  # cudaMemoryTypeHost: page-locked memory of the host
 
 
 @functools.cache
@@ -81,6 +86,13 @@ def adopt(array):
     return cupy.asarray(array) if hasattr(array, "__cuda_array_interface__") else cupy.from_dlpack(array)
 
 
+def is_foreign(array) -> bool:
+    """Whether a CuPy array looks at memory that CuPy does not own (see `adopt`): others may change it at any time."""
+    import cupy
+
+    return isinstance(array.data.mem, cupy.cuda.memory.UnownedMemory)
+
+
 def _require(number: int) -> None:
     if (problem := _problem()) is not None:
         raise DeviceError(f'device "cuda:{number}" is not usable: {problem}')
@@ -91,10 +103,56 @@ def _require(number: int) -> None:
         raise DeviceError(f'device "cuda:{number}" does not exist: this machine has {count} GPU(s), numbered from 0')
 
 
-def place(array, number: int = 0):
-    """Copy an array to GPU `number`. Raises DeviceError where that is not possible."""
+def place(array, number: int = 0, non_blocking: bool = False):
+    """Copy an array to GPU `number`. Raises DeviceError where that is not possible, DeviceMemoryError where there is no room.
+
+    An array of the host is copied to page-locked memory first and travels from there, in the order of the current stream, so
+    that it may be changed at once. non_blocking: one that is page-locked itself (`pinned_empty`) travels straight from where it
+    is, and must not be changed before the stream has come that far.
+    """
     _require(number)
     import cupy
 
+    from .kernels.cuda import launch
+
     with cupy.cuda.Device(number):
-        return cupy.asarray(array)
+        try:
+            if non_blocking and is_pinned(array):
+                target = launch.empty(array.shape, array.dtype, number)
+                target.set(array, cupy.cuda.get_current_stream())
+                return target
+            return cupy.asarray(array)
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise launch.memory_error(array.shape, array.dtype) from error
+
+
+def fetch(array, non_blocking: bool = False) -> np.ndarray:
+    """A GPU's array as a NumPy array. non_blocking: in page-locked memory, filled when the current stream has come that far
+    (`synchronize` waits for it)."""
+    if not non_blocking:
+        return array.get()
+    import cupy
+
+    return array.get(stream=cupy.cuda.get_current_stream(), out=pinned_empty(array.shape, array.dtype), blocking=False)
+
+
+def pinned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An uninitialised NumPy array in page-locked memory, which copies to and from a GPU need not wait for."""
+    _require(0)
+    import cupy
+
+    dtype = np.dtype(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if not nbytes:
+        return np.empty(shape, dtype)
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes).view(dtype).reshape(shape)
+
+
+def is_pinned(array) -> bool:
+    """Whether an array of the host lies, without gaps, in page-locked memory."""
+    import cupy
+
+    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.size:
+        return False
+    attributes = cupy.cuda.runtime.pointerGetAttributes(array.ctypes.data)
+    return getattr(attributes, "type", None) == _HOST  # older CuPys do not say: such memory is copied first, as any other

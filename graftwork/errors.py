@@ -43,6 +43,10 @@ class WeightsError(GraftworkError, ValueError):
     """A weights file that is damaged, hostile, or of another network."""
 
 
+class FetchError(WeightsError, OSError):
+    """A weights file that could not be fetched: no network, no room, or not the file that was published."""
+
+
 class ModelError(GraftworkError, ValueError):
     """A model that cannot be built from the options or the configuration given."""
 

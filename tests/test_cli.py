@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import graftwork as gw
 from graftwork import errors, kernels, plugins, zoo
 from graftwork.cli import main
 from graftwork.plugins import PluginWarning, hookimpl
+from graftwork.zoo import fetch
 
 
 def run(*arguments):
@@ -100,7 +102,66 @@ def test_zoo_list_names_every_model():
 def test_zoo_info_gives_numbers_and_layers():
     text = succeed("zoo", "info", "squeezenet1_1")
     assert "parameters: 1,235,496" in text and "fire9" in text and "top1: 56.3" in text
-    assert "did you mean squeezenet1_1?" in refuse("zoo", "info", "squeezenet")
+    assert "did you mean squeezenet1_1 or squeezenet1_0?" in refuse("zoo", "info", "squeezenet")
+
+
+# zoo: weights files
+
+
+@pytest.fixture
+def no_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAFTWORK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GRAFTWORK_WEIGHTS", raising=False)
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    monkeypatch.setattr(fetch, "url", lambda file: f"http://127.0.0.1:9/{file.filename}")  # nobody listens there
+
+
+def test_zoo_list_as_json_and_markdown():
+    facts = {m["name"]: m for m in json.loads(succeed("zoo", "list", "--json"))}
+    assert set(facts) == set(zoo.list_models()) and facts["resnet50"]["top1"] == 74.928
+    assert facts["vgg16"]["weights"]["imagenet"]["hash"] == "md5:64373286793e3c8b2b4e3219cbf3544b"
+    table = succeed("zoo", "list", "--markdown")
+    assert "| `resnet50` | 25,636,712 | 224x224x3 | 74.9 | 92.1 | `imagenet` | MIT |\n" in table
+    assert json.loads(succeed("zoo", "info", "vgg16", "--json")) == facts["vgg16"]
+
+
+def test_the_table_in_the_documentation_is_this_one():
+    page = (Path(__file__).parents[1] / "docs" / "zoo.md").read_text()
+    assert succeed("zoo", "list", "--markdown") in page, "put the output of `graftwork zoo list --markdown` into docs/zoo.md"
+
+
+def test_zoo_fetch(no_downloads):
+    path = succeed("zoo", "fetch", "glyphnet", "--weights", "glyphs").strip()
+    assert Path(path).name == "glyphnet.h5"
+    text = refuse("zoo", "fetch", "resnet50")
+    assert "could not be fetched" in text and "resnet50_weights_tf_dim_ordering_tf_kernels.h5" in text
+    assert "no weights named 'imagenet'; named ones: 'glyphs'" in refuse("zoo", "fetch", "glyphnet")
+
+
+def test_zoo_verify(tmp_path):
+    path = succeed("zoo", "fetch", "glyphnet", "--weights", "glyphs").strip()
+    found = json.loads(succeed("zoo", "verify", path, "--model", "glyphnet", "--json"))
+    assert (found["layout"], found["fits"], found["dtypes"], found["tensors"]) == ("legacy", "glyphnet", ["float32"], 82)
+    assert "md5: " in succeed("zoo", "verify", path)
+    other = run("zoo", "verify", path, "--model", "resnet20")
+    assert other.exit_code == 1 and "does not fit ResNetCifar" in other.stderr and "2 mismatched" in other.stderr
+    (tmp_path / "half.h5").write_bytes(Path(path).read_bytes()[:100_000])
+    assert "damaged or truncated" in refuse("zoo", "verify", tmp_path / "half.h5")
+    assert "no weights file" in refuse("zoo", "verify", tmp_path / "none.h5")
+
+
+def test_zoo_convert(tmp_path):
+    path = succeed("zoo", "fetch", "glyphnet", "--weights", "glyphs").strip()
+    new, old = tmp_path / "g.weights.h5", tmp_path / "g.h5"
+    options = ("--model", "glyphnet", "--dtype", "bfloat16", "--compress")
+    assert "weights.h5, 82 tensors" in succeed("zoo", "convert", path, new, *options)
+    found = json.loads(succeed("zoo", "convert", path, old, "--dtype", "float16", "--json"))
+    assert found["tensors"] == 82 and found["bytes"] < 0.65 * found["source_bytes"]
+    for file, kind in ((new, "bfloat16"), (old, "float16")):
+        assert json.loads(succeed("zoo", "verify", file, "--model", "glyphnet", "--json"))["dtypes"] == [kind]
+    assert "give the model" in refuse("zoo", "convert", path, tmp_path / "x.weights.h5")
+    assert "does not exist" in refuse("zoo", "convert", path, tmp_path / "no" / "x.h5")
+    assert "newer layout" in refuse("zoo", "convert", path, tmp_path / "x.h5", "--dtype", "bfloat16")
 
 
 def test_kernels_list_has_every_entry():
@@ -276,11 +337,11 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, digits, monkeypatch):
 
 def test_models_and_weights_that_are_unknown(tmp_path, digits):
     fit = ("transfer", "fit", digits, "-o", tmp_path / "x.h5", "--model")
-    assert "did you mean glyphnet?" in refuse(*fit, "glifnet")
+    assert "did you mean glyphnet or lenet5?" in refuse(*fit, "glifnet")
     assert "no weights named 'imagenet'; named ones: 'glyphs'" in refuse(*fit, "glyphnet", "--weights", "imagenet")
     assert "no weights for resnet20 ship with the package" in refuse(*fit, "resnet20")
     assert "no weights file at" in refuse(*fit, "glyphnet", "--weights", tmp_path / "no.h5")
-    (tmp_path / "short.h5").write_bytes(zoo.registry._weights_path(zoo.find("glyphnet"), "glyphs").read_bytes()[:9000])
+    (tmp_path / "short.h5").write_bytes(zoo.registry.weights_path(zoo.find("glyphnet"), "glyphs").read_bytes()[:9000])
     assert "damaged or truncated" in refuse(*fit, "glyphnet", "--weights", tmp_path / "short.h5")
     assert "expected a positive number" in refuse(*fit, "glyphnet", "-C", "-1")
     assert not (tmp_path / "x.h5").exists()

@@ -2233,4 +2233,5 @@ def test_other_devices_are_refused():
         None,
         0,
     )
-    refuses(lambda x: x * 2.0, far, match="'cuda:0'; graphs run on the CPU", line=False)
+    here = gw.tensor([1.0, 2.0])
+    refuses(lambda x, y: (x * 2.0, y * 2.0), here, far, match="'cuda:0', while others are on 'cpu'", line=False)

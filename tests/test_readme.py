@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch, shared_data):
     """A working folder with the files that the examples name."""
     from PIL import Image
 
-    shutil.copy(shared_data / "keras-models" / "tiny_XCEPTION_KDEF.hdf5", tmp_path / "model.h5")
+    shutil.copy(shared_data / "keras-models" / "tiny_XCEPTION_KDEF.hdf5", tmp_path / "model.keras")
     Image.new("L", (40, 40)).save(tmp_path / "a-letter.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path

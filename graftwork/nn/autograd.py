@@ -27,6 +27,7 @@ next_seq = itertools.count(1).__next__
 class _Mode(threading.local):
     grad = True  # whether calls are recorded on the tape
     trace: Any = None  # the capture that this thread is in (nn.capture), if any
+    taps: dict[int, Any] | None = None  # what modules return, by id of those listened to (nn.modules.module.listen)
 
 
 mode = _Mode()
@@ -50,8 +51,21 @@ def memory(array):
 
 
 def share_memory(a, b) -> bool:
-    """Whether two arrays on the CPU may look at the same bytes."""
-    return memory(a) is memory(b) and np.may_share_memory(a, b)
+    """Whether two arrays may look at the same bytes."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return memory(a) is memory(b) and np.may_share_memory(a, b)
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or a.device.id != b.device.id:
+        return False
+    (first, last), (start, end) = _addresses(a), _addresses(b)
+    return first < end and start < last
+
+
+def _addresses(array) -> tuple[int, int]:
+    """The first address that an array on a GPU reaches, and the one behind its last."""
+    if not array.size:
+        return array.data.ptr, array.data.ptr
+    reach = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+    return array.data.ptr + sum(min(r, 0) for r in reach), array.data.ptr + sum(max(r, 0) for r in reach) + array.itemsize
 
 
 def mark_written(t) -> None:

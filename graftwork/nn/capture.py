@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import cuda
 from ..errors import CaptureError, GradientError
 from . import op as ops
 from .autograd import Leaf, Slot, _walk, mark_written, memory, mode, share_memory
@@ -28,7 +29,7 @@ from .modules.module import Module
 from .op import OPS, Op
 from .optim import Optimizer
 from .reach import PLAIN, Reach, definition, frozen
-from .tensor import Tensor
+from .tensor import Tensor, host
 
 _ENGINE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _LIBRARIES = _ENGINE, os.path.dirname(np.__file__) + os.sep, os.path.dirname(os.__file__) + os.sep
@@ -93,6 +94,7 @@ class Trace:
 
     def __init__(self, name: str, known: Sequence[tuple[str, Tensor]], watched: set[int]):
         self.graph = Graph(name)
+        self.device: str | None = None
         self.known = {id(t.data): (name, t) for name, t in known}
         self.watched = watched  # ids of NumPy arrays whose contents decide, like a number's value, which graph serves a call
         self.leaves: dict[int, Value] = {}  # id of an array from outside -> its value
@@ -122,8 +124,11 @@ class Trace:
                    "instead")  # fmt: skip
 
     def guard(self, index: Tensor, low: int, high: int, what: str, limit: str) -> None:
-        """Check an integer tensor's range at every replay: arguments before it, what is computed when it has been."""
+        """Check an integer tensor's range at every replay: arguments before it, what is computed when it has been.
+        (On a GPU kernels give NaN instead, as in eager mode: looking would mean to wait for it.)"""
         value = self.value_of(index)
+        if index.device != "cpu":
+            return
         if value in self.arguments:
             self.guards.append((value, low, high, what, limit))
             return
@@ -176,7 +181,7 @@ class Trace:
     # -- ops ---------------------------------------------------------------------------------------------------------
     def argument(self, name: str, tensor: Tensor) -> Tensor:
         """The stand-in for an argument."""
-        self._require_cpu(tensor)
+        self._require_one_device(tensor)
         value = self.graph.add_input(name, tensor.shape, tensor.dtype)
         stand_in = Tensor(Symbol(value, self, tensor.device))
         self.arguments[value] = tensor, stand_in
@@ -194,7 +199,7 @@ class Trace:
             return data.value
         value = self.leaves.get(id(data))
         if value is None:
-            self._require_cpu(tensor)
+            self._require_one_device(tensor)
             name, owner = self.known.get(id(data), ("", tensor))
             value = self.graph.add_state(name or "state", owner)
             self.leaves[id(data)] = value
@@ -209,7 +214,7 @@ class Trace:
             op._resolve(tensors)  # explains
         op._require_one_device(tensors)
         node = self.graph.append(op, [self.value_of(t) for t in tensors], attrs, user_line())
-        for i in op.writes:
+        for i in op.written(len(node.inputs)):
             self._note_write(node, node.inputs[i], tensors[i])
         if not node.outputs:
             return None
@@ -235,11 +240,12 @@ class Trace:
             self.owners[id(self.proxies[id(tensor)][1].edge)] = self.value_of(tensor)
         return self.proxies[id(tensor)][1]
 
-    @staticmethod
-    def _require_cpu(tensor: Tensor) -> None:
-        if tensor.device != "cpu":
-            refuse(f"a tensor is on {tensor.device!r}; graphs run on the CPU, move it with x.to('cpu') or call the function "
-                   "itself")  # fmt: skip
+    def _require_one_device(self, tensor: Tensor) -> None:
+        """The first tensor says where the graph runs."""
+        self.device = self.device or tensor.device
+        if tensor.device != self.device:
+            refuse(f"a tensor of shape {tensor.shape} is on {tensor.device!r}, while others are on {self.device!r}; a graph "
+                   "runs on one device, move them to it with x.to(...)")  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------------------------
     def restore(self) -> None:
@@ -252,6 +258,7 @@ class Trace:
     def settle(self) -> None:
         """Tell constants from states: an array that nothing outside this trace can reach never changes."""
         graph = self.graph
+        graph.device = self.device or "cpu"
         writers = {v: n for n in graph.nodes for v in n.writes}
         self._refuse_shared_memory(writers)
         probe = graph.add_state("probe", Tensor(np.empty(2)[:1]))
@@ -268,7 +275,7 @@ class Trace:
                        "its value from call to call; make it outside", writers[value].line)  # fmt: skip
             if alone or (fresh and id(memory(array)) in self.watched):
                 del graph.states[value]
-                graph.constants[value] = array if alone else array.copy()
+                graph.constants[value] = host(array) if alone else host(array).copy()
                 value.name = graph.fresh("constant") if value is not probe else value.name
         del graph.constants[probe]
 
@@ -285,9 +292,12 @@ class Trace:
 def _references(tensor: Tensor, array: np.ndarray) -> list[int]:
     """How many references there are to the tensor, its array, and the arrays whose memory that shares."""
     counts = [sys.getrefcount(tensor), sys.getrefcount(array)]
-    while isinstance(array, np.ndarray) and array.base is not None:
+    kind = type(array)
+    while isinstance(array, kind) and array.base is not None:
         array = array.base
-        counts.append(sys.getrefcount(array) if isinstance(array, np.ndarray) else sys.maxsize)
+        counts.append(sys.getrefcount(array) if isinstance(array, kind) else sys.maxsize)
+    if kind is not np.ndarray and cuda.is_foreign(array):
+        counts.append(sys.maxsize)
     return counts
 
 
@@ -460,7 +470,7 @@ def _trace_backward(trace: Trace, captured: Captured, outputs: dict[int, Tensor]
     """Go on with the backward pass of the outputs, from gradients that will come in from outside."""
     graph, start = trace.graph, len(trace.graph.nodes)
     incoming = {i: Value(graph.fresh("incoming"), t.shape, t.dtype) for i, t in outputs.items()}
-    given = [Tensor(Symbol(value, trace, "cpu")) for value in incoming.values()]
+    given = [Tensor(Symbol(value, trace, trace.device or "cpu")) for value in incoming.values()]
     try:
         found = _walk(list(outputs.values()), given, {}, True, False)
     except GradientError:  # a weight was changed after its use: as in eager mode, only whoever asks for the gradient is told
@@ -516,11 +526,12 @@ def _compare(one: Captured, two: Captured, known: set[int]) -> None:
 
 
 def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
-    return a is b or a.__array_interface__ == b.__array_interface__
+    name = "__array_interface__" if isinstance(a, np.ndarray) else "__cuda_array_interface__"
+    return a is b or getattr(a, name) == getattr(b, name, None)
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return np.array_equal(host(a), host(b), equal_nan=a.dtype.kind == "f")
 
 
 def _differ(one: str, two: str) -> None:

@@ -28,9 +28,10 @@ from .capture import Captured, Result, Same, Trace, capture, refuse
 from .graph import Graph, Outgrown, Value
 from .modules.module import Module
 from .optim import Optimizer
+from .passes.precision import DTYPES
 from .profiling import report_runs
 from .reach import PLAIN, Reach, frozen
-from .tensor import Tensor
+from .tensor import Tensor, tensor
 
 if TYPE_CHECKING:
     from .capture import Place
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 MANY = 16  # captures of one function after which a warning says why
 
 
-def compile(target: Callable) -> Compiled:
+def compile(target: Callable, precision: str | None = None) -> Compiled:
     """A static version of a Module, a function of tensors, or a whole training step; the same call signature.
 
     Each new input signature is captured (run once on symbols), optimised and planned; later calls replay without Python or
@@ -48,14 +49,22 @@ def compile(target: Callable) -> Compiled:
     Works as a decorator. Raises CaptureError with the user's line for what cannot be captured (a branch on a tensor's value,
     `.item()`, attributes assigned inside `forward`, a list that grows); ConfigError if `target` is no function.
 
+    precision: "bf16" or "fp16" lets products and convolutions compute in 16 bits, on a GPU only; parameters, results and
+    gradients stay float32 (`passes/precision.py`). float16 gradients need a `nn.LossScale`; `Trainer` has one.
+
+    On a GPU, replays are CUDA graphs and do not wait for their end; a kernel that cannot be recorded makes them lists of
+    launches, which a warning says once. Positions and labels out of range give NaN there, as in eager mode.
+
     Weights may change at any time through ops, optimisers, `load_state_dict` and `numpy()`. Where something has been computed
     ahead from them, arrays that `numpy()` gave out become read-only. What is written into the raw `tensor.data` goes unnoticed.
     """
+    if precision is not None and precision not in DTYPES:
+        raise ConfigError(f"compile: precision={precision!r}; expected None, {' or '.join(map(repr, DTYPES))}")
     if isinstance(target, Compiled):
-        return target
+        return target if precision in (None, target.precision) else Compiled(target.target, precision)
     if not callable(target):
         raise ConfigError(f"compile: {type(target).__qualname__} object given; expected a Module or a function of tensors")
-    return Compiled(target)
+    return Compiled(target, precision)
 
 
 class Compiled:
@@ -64,10 +73,11 @@ class Compiled:
     captures: one line for each capture and why it was needed.
     """
 
-    def __init__(self, target: Callable):
+    def __init__(self, target: Callable, precision: str | None = None):
         if not isinstance(target, Module):
             functools.update_wrapper(self, target)
         self.target = self.__wrapped__ = target
+        self.precision = precision
         self.captures: list[str] = []
         self._name = type(target).__name__ if isinstance(target, Module) else getattr(target, "__name__", "function")
         self._entries: dict[Any, Entry] = {}
@@ -102,7 +112,7 @@ class Compiled:
         return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:  # copies and pickles capture anew
-        return compile, (self.target,)
+        return compile, (self.target, self.precision)
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments: `print` it, or `.html("graph.html")`."""
@@ -154,6 +164,7 @@ class Compiled:
         start = time.perf_counter()
         captured = capture(self.target, self._name, lambda trace: _stand_ins(trace, self.target, args, kwargs), self._reach,
                            _flatten_output)  # fmt: skip
+        captured.graph.precision = self.precision
         entry = Entry(captured, len(tensors))
         reason = _difference(key, list(self._entries), [name for name, _ in self._reach.cells])
         self.captures.append(f"{self._name}: captured {reason} in {time.perf_counter() - start:.2f} s")
@@ -164,11 +175,28 @@ class Compiled:
         return entry
 
 
+def trace(target: Callable, *args: Any) -> Graph:
+    """The graph of a call as it is captured, before any pass: a node an op, states for weights. Nothing is computed."""
+    captured = capture(target, type(target).__name__, lambda trace: _stand_ins(trace, target, args, {}), Reach(target),
+                       _flatten_output)  # fmt: skip
+    captured.graph.outputs = list(captured.results)
+    return captured.graph
+
+
 def executable(graph: Graph) -> Executable:
     """The graph, optimised and planned. (Numba loads with the first one, not with `import graftwork`.)"""
-    from .lower import Executable
+    if graph.precision is not None and graph.device == "cpu":
+        raise ConfigError(f"precision={graph.precision!r} needs tensors on a GPU: the CPU has no kernels for 16 bits; move "
+                          "model and inputs with .to(\"cuda\"), or leave precision out")  # fmt: skip
+    graph = passes.optimise(graph)
+    if graph.device == "cpu":
+        from .lower import Executable
 
-    made = Executable(passes.optimise(graph))
+        made = Executable(graph)
+    else:
+        from .lower_cuda import CudaExecutable
+
+        made = CudaExecutable(graph)
     if os.environ.get("GRAFTWORK_DEBUG") == "2":
         report_runs(made)
     return made
@@ -297,15 +325,16 @@ class _BackwardPass:
         with self.lock:
             if self.executable is None:
                 self.executable = executable(self.backward_graph)
-        incoming = [np.zeros(*spec) if gi is None else gi.data for gi, spec in zip(g, self.specs, strict=True)]
-        arrays = self.executable.run([*incoming, *(t.data for t in kept[:given])])
+        there = self.backward_graph.device
+        incoming = [tensor(np.zeros(*s), device=there) if gi is None else gi for gi, s in zip(g, self.specs, strict=True)]
+        arrays = self.executable.run([t.data for t in (*incoming, *kept[:given])])
         asked = {i for i, gi in enumerate(g) if gi is not None}  # who depends on none of these has no gradient, not a zero one
         return [None if asked.isdisjoint(r) else Tensor(a) for r, a in zip(self.reached, arrays, strict=True)]
 
 
 def _part(whole: Graph, nodes: list, inputs: list[Value], outputs: list[Value], name: str | None = None) -> Graph:
     """The graph of some of the nodes, with copies of the values that become its inputs."""
-    part = Graph(name or whole.name)
+    part = Graph(name or whole.name, whole.device, whole.precision)
     part._names = dict(whole._names)
     part.states, part.constants = dict(whole.states), dict(whole.constants)
     stand_ins = {v: Value(v.name, v.shape, v.dtype) for v in inputs}

@@ -51,17 +51,18 @@ class DataLoader:
 
     batch_size: entries a batch; the last one may be smaller unless `drop_last`. shuffle: a new order each epoch, drawn
     from `seed` and the epoch's number, so that a resumed run sees the same batches. workers: threads that prepare up to
-    `2 * workers` batches ahead (decoding and NumPy release the interpreter lock); 0 prepares them in place.
+    `2 * workers` batches ahead (decoding and NumPy release the interpreter lock); 0 prepares them in place. device: where the
+    tensors are put; to a GPU they are copied in the current stream's order, and nothing waits for that.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int = 32, shuffle: bool = False, drop_last: bool = False,
-                 workers: int = 0, seed: int | None = None):  # fmt: skip
+                 workers: int = 0, seed: int | None = None, device: str | None = None):  # fmt: skip
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"DataLoader: batch_size={batch_size}, workers={workers}; expected at least 1 and 0")
         if len(dataset) == 0:
             raise DataError("DataLoader: the dataset is empty; it needs at least one entry")
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
-        self.drop_last, self.workers = drop_last, workers
+        self.drop_last, self.workers, self.device = drop_last, workers, device
         self.seed = int(generator().integers(2**31)) if seed is None else int(seed)
         self.epoch = 0
 
@@ -82,7 +83,7 @@ class DataLoader:
             for i in range(len(self))
         ]
         batches = map(self._load, jobs) if self.workers == 0 else _prefetch(self._load, jobs, self.workers)
-        return (tuple(tensor(a) for a in batch) for batch in batches)
+        return (tuple(tensor(a, device=self.device) for a in batch) for batch in batches)
 
     def _load(self, job) -> tuple[np.ndarray, ...]:
         indices, rng = job

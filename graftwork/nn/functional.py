@@ -58,6 +58,7 @@ from .ops.index import concat, embedding, gather, one_hot, pad, split, stack
 from .ops.matmul import linear, matmul
 from .ops.norm import batch_norm, layer_norm
 from .ops.pool import avg_pool2d, global_avg_pool2d, global_max_pool2d, max_pool2d
+from .ops.quantized import quantized_conv2d, quantized_matmul
 from .ops.random import dropout
 from .ops.reduce import argmax, argmin, cumsum, max, mean, min, prod, std, sum, var
 from .ops.resize import resize
@@ -72,7 +73,8 @@ __all__ = [
     "global_avg_pool2d", "global_max_pool2d", "greater", "greater_equal", "hard_sigmoid", "hard_swish", "identity",
     "l1_loss", "layer_norm", "leaky_relu", "less", "less_equal", "linear", "log", "log1p", "log_softmax",
     "logical_and", "logical_not", "logical_or", "matmul", "max", "max_pool2d", "maximum", "mean", "min", "minimum",
-    "mse_loss", "multiply", "negative", "not_equal", "one_hot", "pad", "power", "prod", "reciprocal", "relu", "relu6",
+    "mse_loss", "multiply", "negative", "not_equal", "one_hot", "pad", "power", "prod", "quantized_conv2d",
+    "quantized_matmul", "reciprocal", "relu", "relu6",
     "reshape", "resize", "round", "rsqrt", "sigmoid", "sign", "silu", "sin", "softmax", "softplus", "split", "sqrt",
     "square", "squeeze", "stack", "std", "subtract", "sum", "swap_last", "tanh", "transpose", "var", "where",
 ]  # fmt: skip

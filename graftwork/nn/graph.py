@@ -68,7 +68,7 @@ class Node:
     @property
     def writes(self) -> list[Value]:
         """The inputs that this node changes in place."""
-        return [self.inputs[i] for i in self.op.writes]
+        return [self.inputs[i] for i in self.op.written(len(self.inputs))] if self.op.writes else []
 
     @property
     def flops(self) -> int:
@@ -98,10 +98,11 @@ def _short(text: str) -> str:
 
 class Graph:
     """inputs: given at each call. states: live tensors that are read (and perhaps written). constants: arrays that nobody
-    else can reach. nodes: in an order that runs. outputs: what a call returns."""
+    else can reach (on the host). nodes: in an order that runs. outputs: what a call returns. device: where it runs.
+    precision: None, or the dtype that products compute in (`passes/precision.py`)."""
 
-    def __init__(self, name: str = "graph"):
-        self.name = name
+    def __init__(self, name: str = "graph", device: str = "cpu", precision: str | None = None):
+        self.name, self.device, self.precision = name, device, precision
         self.inputs: list[Value] = []
         self.states: dict[Value, Tensor] = {}
         self.constants: dict[Value, np.ndarray] = {}

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DTypeError, GraphError, ShapeError
+from ..errors import DeviceError, DTypeError, GraphError, ShapeError
 from .compile import executable
 from .files import atomic_path
 from .graph import Graph, Node, Value
 from .op import OPS
-from .tensor import Tensor
+from .tensor import Tensor, device_of, host, tensor
 
 FORMAT = 1
 _LARGEST = 4 << 30  # bytes that a dataset may declare if it is much larger than what is stored for it
@@ -46,12 +46,13 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["graftwork_graph"] = FORMAT
         file.create_dataset("structure", data=np.frombuffer(json.dumps(structure).encode(), np.uint8))
-        for i, array in enumerate([*(t.data for t in graph.states.values()), *graph.constants.values()]):
+        for i, array in enumerate([*(host(t.data) for t in graph.states.values()), *graph.constants.values()]):
             file.create_dataset(f"values/{i}", data=array)
 
 
-def load_graph(path: str | os.PathLike) -> LoadedGraph:
-    """Read a graph that `Graph.save` wrote; the result is called with tensors and returns a tensor, or a tuple of them.
+def load_graph(path: str | os.PathLike, device: str = "cpu") -> LoadedGraph:
+    """Read a graph that `Graph.save` wrote; the result is called with tensors on `device` and returns a tensor, or a tuple of
+    them. A file holds no device: what was captured on one may run on another.
 
     Raises GraphError for a missing, damaged or foreign file, one from a newer version, or an op that no plugin provides.
     """
@@ -68,7 +69,7 @@ def load_graph(path: str | os.PathLike) -> LoadedGraph:
             if version > FORMAT:
                 raise GraphError(f"{path} has graph format {version}, this version reads up to {FORMAT}; upgrade it")
             structure = json.loads(bytes(_read(file, "structure")))
-            graph = _rebuild(structure, file)
+            graph = _rebuild(structure, file, device)
         graph.check()
     except GraphError:
         raise
@@ -95,6 +96,9 @@ class LoadedGraph:
             if given.shape != value.shape:
                 raise ShapeError(f"{self.graph.name}: input {value.name!r} has shape {given.shape}, the graph was captured for "
                                  f"{value.shape}; capture it again for other shapes")  # fmt: skip
+            if device_of(given.data) != self.graph.device:
+                raise DeviceError(f"{self.graph.name}: input {value.name!r} is on {given.device}, the graph runs on "
+                                  f"{self.graph.device}; move it with x.to(...), or load with device=...")  # fmt: skip
         results = tuple(Tensor(a) for a in self.executable.run([t.data for t in inputs]))
         return results[0] if len(results) == 1 else results
 
@@ -151,8 +155,8 @@ def _read(file: Any, name: str) -> np.ndarray:
     return data[()]
 
 
-def _rebuild(structure: dict, file: Any) -> Graph:
-    graph = Graph(str(structure["name"]))
+def _rebuild(structure: dict, file: Any, device: str) -> Graph:
+    graph = Graph(str(structure["name"]), "cuda:0" if device == "cuda" else device)
     known: dict[str, Value] = {}
 
     def fresh(entry: dict) -> Value:
@@ -169,7 +173,7 @@ def _rebuild(structure: dict, file: Any) -> Graph:
         if array.shape != value.shape or array.dtype != value.dtype:
             raise GraphError(f"{value.name} holds {array.dtype}{list(array.shape)}, its graph says {value.spec}")
         if i < len(structure["states"]):
-            graph.states[value] = Tensor(array)
+            graph.states[value] = tensor(array, device=device)
         else:
             graph.constants[value] = array
     for entry in structure["nodes"]:

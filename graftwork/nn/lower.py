@@ -42,9 +42,10 @@ class Step(NamedTuple):
     """One body node with its plan (None: its kernel is called from Python) and its packed inputs by position."""
 
     node: Node
-    plan: Plan | None
-    packed: dict[int, Value]
-    workspace: Buffer | None
+    plan: Plan | None = None
+    packed: dict[int, Value] = {}
+    workspace: Buffer | None = None
+    variant: str = "from Python"  # what computes it, where there is no plan to say
 
 
 class Place(NamedTuple):
@@ -72,7 +73,7 @@ class Executable:
         self.seen = -1
         self.states = list(graph.states.values())
         self.held: list[int] = []  # ids of the states' arrays
-        self.versions: dict[Value, tuple] = {}
+        self.versions: dict[Value, tuple] | None = None  # None: nothing has been computed ahead yet
         self.generation = 0
         self.steps = self._plan(body)
         self.outputs = self._outputs()
@@ -90,7 +91,7 @@ class Executable:
         steps: list[Step] = []
         for node, plan in planned:
             if node.op.view is not None:
-                dummies.place_view(node)
+                steps += dummies.place_view(node)
                 continue
             if node.op.name == "concat" and any(self._is_part(v, node) for v in node.inputs):
                 steps += [_copy_step(v, self.slices[node, i]) for i, v in enumerate(node.inputs) if not self._is_part(v, node)]
@@ -259,16 +260,16 @@ class Executable:
         with self.lock:
             seen = Changes.values
             for value, t in self.graph.states.items():
-                if t.data.shape != value.shape or t.data.dtype != value.dtype or not isinstance(t.data, np.ndarray):
+                if t.data.shape != value.shape or t.data.dtype != value.dtype or t.device != self.graph.device:
                     found = f"{t.dtype}{list(t.shape)} on {t.device}"
-                    raise Outgrown(f"{value.name} is {found} now; the graph was made for {value.spec}")
+                    raise Outgrown(f"{value.name} is {found} now; the graph was made for {value.spec} on {self.graph.device}")
             if self._versions() != self.versions:
                 self._protect()
                 versions = self._versions()
                 self._compute_ahead()
+                before = self.versions or {}
+                self._bind_anew(any(new[0] != before.get(v, (0,))[0] for v, new in versions.items()))
                 self.versions = versions
-                self.generation += 1
-                self.free.clear()
             self.held = [id(t.data) for t in self.states]
             self.seen = seen
 
@@ -278,6 +279,11 @@ class Executable:
             v: (id(t.data), Changes.written.get(id(memory(t.data)), 0) if v in self.fixed else 0)
             for v, t in self.graph.states.items()
         }
+
+    def _bind_anew(self, exchanged: bool) -> None:
+        """Instances are bound to arrays that have been replaced. exchanged: a state's, not only what is computed ahead."""
+        self.generation += 1
+        self.free.clear()
 
     def _protect(self) -> None:
         sources = {v for n in self.ahead_nodes for v in n.inputs} | {source for source, _ in self.packs.values()}
@@ -476,9 +482,17 @@ class _Dummies:
             self.known[value] = array
         return self.known[value]
 
-    def place_view(self, node: Node) -> None:
-        source = node.inputs[0]
+    def place_view(self, node: Node) -> list[Step]:
+        """Say where a view's values lie. A reshape of what is not in row-major order is no view: it reads a copy, which the
+        returned steps make."""
+        source, steps = node.inputs[0], []
+        lies = self.array(source)
+        if lies.size and not np.may_share_memory(lies, node.op.view(lies, **node.attrs)):  # type: ignore[misc]
+            copy = Value(f"{source.name}_copy", source.shape, source.dtype)
+            steps.append(_copy_step(source, copy))
+            source = copy
         self.executable.places[node.output] = Place(source, lambda x: node.op.view(x, **node.attrs))  # type: ignore[misc]
+        return steps
 
 
 def _is_slice(array: np.ndarray) -> bool:

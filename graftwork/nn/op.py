@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,8 @@ class Op:
         that nothing depends on. Without `keeps_output` `out` is None; without `keeps_inputs` the inputs are Specs.
         None: the op has no gradient.
     writes: indices of the inputs that the kernel changes in place. Such an op returns None unless it has outputs too.
+    repeats: how many leading inputs may be given several times over, before fewer others that are given once: an update of
+        many tensors in one call. `writes` are indices of each time.
     view: the output shares the input's memory; `view(array, **attrs)` makes it, and there is no kernel.
     key: index of the input whose device and dtype choose the kernel.
     cost(*arrays, **attrs) -> floating-point operations, for the roofline; bytes moved follow from the shapes.
@@ -60,6 +62,7 @@ class Op:
         keeps_output: bool = False,
         multi: bool = False,
         writes: tuple[int, ...] = (),
+        repeats: int = 0,
         view: Callable | None = None,
         key: int = 0,
         cost: Callable | None = None,
@@ -69,6 +72,7 @@ class Op:
         self.name, self.infer, self.vjp = name, infer, vjp
         self.keeps_inputs, self.keeps_output = keeps_inputs, keeps_output
         self.multi, self.writes, self.view, self.key = multi, writes, view, key
+        self.repeats = repeats
         self.plain = view is None and not multi and not writes  # one new output from one kernel: nearly every op
         self.cost, self.samples, self.__doc__ = cost, samples, doc
         self.table: dict[type, dict[Any, tuple[Callable, Callable]]] = {}  # array type -> dtype -> (kernel, empty)
@@ -101,7 +105,7 @@ class Op:
             self._require_one_device(inputs)
             raise
         if self.writes:
-            for i in self.writes:
+            for i in self.written(len(inputs)):
                 mark_written(inputs[i])
             if out is None:
                 return None
@@ -111,6 +115,12 @@ class Op:
                     return self._record(inputs, arrays, attrs, out)
                 break
         return tuple([Tensor(o) for o in out]) if self.multi else Tensor(out)
+
+    def written(self, count: int) -> Sequence[int]:
+        """Which of `count` inputs a call changes in place."""
+        if not self.repeats or count < 2 * self.repeats:
+            return self.writes
+        return [start + i for start in range(0, count - self.repeats + 1, self.repeats) for i in self.writes]
 
     def _record(self, inputs, arrays, attrs, out):
         """Wrap `out` in tensors that remember how they came about."""

@@ -5,6 +5,7 @@ recorded step follows its changes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from .autograd import mark_written, mode, no_grad
 from .modules.module import assign
 from .ops.update import ADAM_UPDATE, INCREMENT, SGD_UPDATE
 from .tensor import Tensor, tensor
+
+Entry = tuple[Tensor, Tensor, dict[str, Tensor]]  # a parameter, its gradient, its state
 
 
 class Optimizer:
@@ -32,7 +35,7 @@ class Optimizer:
             entries = [{"parameters": entries}]
         self.groups = [self._group(entry, lr, weight_decay) for entry in entries]
         self.state: list[dict[str, Tensor]] = [self._new_state(p) for g in self.groups for p in g["parameters"]]
-        self.steps = Tensor(np.zeros((), np.int64))
+        self.steps = tensor(np.zeros((), np.float64), device=self.groups[0]["lr"].device)
 
     def _group(self, entry: dict, lr: float, weight_decay: float) -> dict:
         unknown = set(entry) - {"parameters", "lr", "weight_decay"}
@@ -77,10 +80,13 @@ class Optimizer:
         with no_grad():
             INCREMENT(self.steps)
             for group in self.groups:
-                for p in group["parameters"]:
-                    state = next(states)
-                    if p.grad is not None:
-                        self._update(p, p.grad, state, group)
+                entries = [(p, next(states)) for p in group["parameters"]]
+                self._update_all([(p, p.grad, state) for p, state in entries if p.grad is not None], group)
+
+    def _update_all(self, entries: list[Entry], group: dict) -> None:
+        """Update (parameter, gradient, state) of one group; here one at a time."""
+        for entry in entries:
+            self._update(*entry, group)
 
     def _update(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict) -> None:
         raise NotImplementedError(f"{type(self).__name__} has no update rule; define _update()")
@@ -111,6 +117,14 @@ class Optimizer:
                 assign(value, state[f"{name}.{i}"])
 
 
+def _together(entries: list[Entry]) -> list[list[Entry]]:
+    """What one call of an update op takes: on a GPU, where a launch costs more than a small update, all tensors of a dtype."""
+    calls: dict[Any, list[Entry]] = {}
+    for i, (p, grad, state) in enumerate(entries):
+        calls.setdefault(i if p.device == "cpu" else (p.device, p.dtype), []).append((p, grad, state))
+    return list(calls.values())
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent with (Nesterov) momentum; weight decay is added to the gradient (PyTorch's rule)."""
 
@@ -123,9 +137,11 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = float(momentum), bool(nesterov)
         super().__init__(parameters, lr, weight_decay)
 
-    def _update(self, p, grad, state, group):
-        SGD_UPDATE(p, grad, state["momentum"], group["lr"], momentum=self.momentum, nesterov=self.nesterov,
-                   weight_decay=group["weight_decay"], dampening=0.0)  # fmt: skip
+    def _update_all(self, entries, group):
+        for call in _together(entries):
+            arrays = [t for p, grad, state in call for t in (p, grad, state["momentum"])]
+            SGD_UPDATE(*arrays, group["lr"], momentum=self.momentum, nesterov=self.nesterov,
+                       weight_decay=group["weight_decay"], dampening=0.0)  # fmt: skip
 
 
 class Adam(Optimizer):
@@ -144,11 +160,12 @@ class Adam(Optimizer):
     def _new_state(self, p):
         return {**super()._new_state(p), "step": tensor(np.zeros((), p.dtype), device=p.device)}
 
-    def _update(self, p, grad, state, group):
-        INCREMENT(state["step"])  # its own count: a parameter may join later
-        ADAM_UPDATE(p, grad, state["mean"], state["square"], state["step"], group["lr"], beta1=self.betas[0],
-                    beta2=self.betas[1], epsilon=self.epsilon, weight_decay=group["weight_decay"],
-                    decoupled=self.decoupled)  # fmt: skip
+    def _update_all(self, entries, group):
+        for call in _together(entries):
+            INCREMENT(*(state["step"] for _, _, state in call))  # its own count each: a parameter may join later
+            arrays = [t for p, grad, s in call for t in (p, grad, s["mean"], s["square"], s["step"])]
+            ADAM_UPDATE(*arrays, group["lr"], beta1=self.betas[0], beta2=self.betas[1], epsilon=self.epsilon,
+                        weight_decay=group["weight_decay"], decoupled=self.decoupled)  # fmt: skip
 
 
 class AdamW(Adam):

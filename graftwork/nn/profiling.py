@@ -123,7 +123,7 @@ def summary(found: Sequence[Row]) -> dict[str, Any]:
 def kernel_of(node: Node, step: Any) -> str:
     """Which kernel a node gets, in words. step: the executable's for it, if it has one."""
     if step is not None:
-        return "from Python" if step.plan is None else step.plan.variant or "planned"
+        return step.variant if step.plan is None else step.plan.variant or "planned"
     if node.op.view is not None:
         return "a view"
     return "its parts write into it" if node.op.name == "concat" else ""

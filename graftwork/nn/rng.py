@@ -46,10 +46,6 @@ def default_state(device: str = "cpu") -> Tensor:
     if device == "cpu":
         return _state
     if device not in _on_devices:
-        if mode.trace is not None:
-            mode.trace.refuse(
-                f"the first random number on {device} would be drawn inside a captured function; draw one before it"
-            )
         _on_devices[device] = tensor(_state.data.copy(), device=device)
     return _on_devices[device]
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError, DTypeError, GradientError, ShapeError
+from .. import cuda
+from ..errors import DeviceError, DTypeError, GradientError, MissingDependency, ShapeError
 from . import autograd
 from .autograd import Leaf
 
-FLOATS = frozenset(np.dtype(t) for t in ("float16", "float32", "float64"))
+FLOATS = {np.dtype(t) for t in ("float16", "float32", "float64")}  # and bfloat16, once it has been asked for
 DTYPES = FLOATS | {np.dtype(t) for t in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")}
 
 
@@ -165,13 +166,20 @@ class Tensor:
     def _ones(self):
         return tensor(np.ones(self.shape, self.dtype), device=self.device).data
 
-    def to(self, device: str) -> Tensor:
-        """This tensor on another device ("cpu", "cuda", "cuda:1"); itself if it is there already."""
-        if device == self.device:
+    def to(self, device: str, non_blocking: bool = False) -> Tensor:
+        """This tensor on another device ("cpu", "cuda", "cuda:1"); itself if it is there already.
+
+        non_blocking: do not wait for the copy. To a GPU, memory from `gw.cuda.pinned_empty` must then stay as it is until the
+        GPU has come that far (other memory is copied first, and may change); from a GPU, the values are there after
+        `gw.cuda.synchronize()`.
+        """
+        if device == self.device or (device == "cuda" and self.device == "cuda:0"):
             return self
         if self.edge is not None and autograd.mode.grad and type(self.edge) is not Leaf:
             raise GradientError("moving a computed tensor between devices is not recorded; detach() it or move its inputs")
-        moved = tensor(self.numpy(), device=device)
+        if autograd.mode.trace is not None:
+            autograd.mode.trace.needs_value(f"to({device!r})")
+        moved = Tensor(_place(self.data, device, non_blocking))
         moved.requires_grad = self.requires_grad
         return moved
 
@@ -331,8 +339,20 @@ def device_of(array) -> str:
     return device if isinstance(device, str) else f"cuda:{device.id}"
 
 
+def device_number(device: str) -> int:
+    """The number of a GPU: 1 for "cuda:1", 0 for "cuda"."""
+    return int(device.partition(":")[2] or 0)
+
+
+def host(array) -> np.ndarray:
+    """The values of an array as a NumPy array: itself, or a copy from a GPU."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
 def as_dtype(dtype) -> np.dtype:
     """A dtype from its name, type or np.dtype; DTypeError names what is supported."""
+    if getattr(dtype, "name", dtype) == "bfloat16":
+        return _bfloat16()
     try:
         found = np.dtype(dtype)
     except TypeError:
@@ -341,6 +361,18 @@ def as_dtype(dtype) -> np.dtype:
         found = found.newbyteorder("=")
     if found not in DTYPES:
         raise DTypeError(f"unknown dtype {dtype!r}; supported: {', '.join(sorted(d.name for d in DTYPES))}")
+    return found
+
+
+def _bfloat16() -> np.dtype:
+    """NumPy's bfloat16, which the package ml_dtypes brings; loaded when it is first asked for."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingDependency("bfloat16 arrays need the package ml_dtypes; install it, or use float16") from error
+    found = np.dtype(ml_dtypes.bfloat16)
+    FLOATS.add(found)
+    DTYPES.add(found)
     return found
 
 
@@ -374,8 +406,6 @@ def _as_array(value):
     if type(value).__module__.partition(".")[0] == "cupy":
         return value
     if hasattr(value, "__cuda_array_interface__") or _on_gpu(value):
-        from .. import cuda
-
         return cuda.adopt(value)
     try:
         if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
@@ -391,15 +421,13 @@ def _on_gpu(value) -> bool:
     return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in (2, 13)
 
 
-def _place(values, device: str | None):
+def _place(values, device: str | None, non_blocking: bool = False):
     here = device_of(values)
     if device is None or device == here:
         return values
     kind, _, number = device.partition(":")
     if kind == "cpu" and not number:
-        return values.get()
+        return cuda.fetch(values, non_blocking)
     if kind != "cuda" or not (number == "" or number.isdigit()):
         raise DeviceError(f'unknown device {device!r}; expected "cpu", "cuda" or "cuda:<number>"')
-    from .. import cuda
-
-    return cuda.place(values, int(number or 0))
+    return cuda.place(values, int(number or 0), non_blocking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from .data import DataLoader
 from .metrics import Average
 from .modules.module import Module
 from .optim import Optimizer
+from .precision import LossScale
 from .schedule import Schedule
 from .tensor import Tensor
 
@@ -29,6 +31,9 @@ class Trainer:
     loss(prediction, target) -> scalar Tensor; cross-entropy by default. schedule: stepped once an optimiser step.
     checkpoint_path: written atomically after each epoch; `resume()` goes on exactly from there.
     compile: run each step (forward, backward, update) as one static graph; its gradients are not kept.
+    precision: "bf16" or "fp16" for compiled steps on a GPU (`nn.compile`). loss_scale: a LossScale, which "fp16" brings by
+    itself; the step is two graphs then, and the update is left out where a gradient has overflowed (`skipped` counts such
+    steps).
     monitor: the entry of the history whose best epoch is kept (`best`, `restore_best()`): the highest of an accuracy, the
     lowest of anything else. patience: stop after so many epochs without a better one. notes: what a checkpoint must have
     been made with for `resume()` to go on from it (JSON values).
@@ -38,8 +43,11 @@ class Trainer:
 
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
                  schedule: Schedule | None = None, checkpoint_path: str | Path | None = None, progress: bool = True,
-                 plugins: Any = None, compile: bool = False, monitor: str | None = None, patience: int | None = None,
+                 plugins: Any = None, compile: bool = False, precision: str | None = None,
+                 loss_scale: LossScale | None = None, monitor: str | None = None, patience: int | None = None,
                  notes: dict[str, Any] | None = None):  # fmt: skip
+        if (precision is not None or loss_scale is not None) and not compile:
+            raise ConfigError("Trainer: precision and loss_scale are for compiled steps; pass compile=True as well")
         if patience is not None and (patience < 1 or monitor is None):
             raise ConfigError(f"Trainer: patience={patience}, monitor={monitor!r}; expected at least 1 epoch, and something to "
                               'watch such as monitor="validation_loss"')  # fmt: skip
@@ -52,9 +60,12 @@ class Trainer:
         self.monitor, self.patience, self.notes = monitor, patience, json.loads(json.dumps(notes or {}))
         self.best: dict[str, Any] | None = None  # {"epoch": ..., "value": ...} of the monitored entry
         self._best_state: dict[str, np.ndarray] = {}
-        self._plugins, self.compile = plugins, compile
+        self._plugins, self.compile, self.precision = plugins, compile, precision
+        self.loss_scale, self.skipped = loss_scale, 0
         self._static_step: Callable | None = None
         self._static_model: Callable | None = None
+        self._gradients: Callable | None = None  # with a loss scale: the step's two graphs
+        self._update: Callable | None = None
 
     @property
     def plugins(self):
@@ -132,9 +143,54 @@ class Trainer:
                 "Trainer(compile=True): a plugin combines gradients between the backward pass and the update "
                 "(reduce_gradients), which a step captured whole has no place for; use compile=False"
             )
-        if self._static_model is None or self._static_model.target is not self.model:  # type: ignore[attr-defined]
-            self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss))
-            self._static_model = compile(self.model)
+        if self.precision == "fp16" and self.loss_scale is None:
+            self.loss_scale = LossScale(device=next(iter(self.model.parameters())).device)
+        known = self._static_model is not None and self._static_model.target is self.model  # type: ignore[attr-defined]
+        if not known:
+            self._static_model = compile(self.model)  # evaluates in float32
+        if self.loss_scale is None:
+            if not known:
+                self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss), self.precision)
+        else:
+            self._static_step = self._scaled_step
+            self._gradients = compile(self._scaled_gradients, self.precision)
+            self._update = compile(self._apply)
+
+    def _scaled_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the scaled loss, and the update if they are all finite: the one look at a value in between."""
+        assert self.loss_scale is not None  # `_compile` has made all three
+        assert self._gradients is not None and self._update is not None
+        loss, prediction, gradients, check = self._gradients(x, target)
+        finite = math.isfinite(check.item())
+        if finite:
+            self._update(gradients)
+        else:
+            self.skipped += 1
+        self.loss_scale.update(finite)
+        return loss, prediction
+
+    def _scaled_gradients(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor], Tensor]:
+        """What becomes the first graph; gradients by the parameter's number."""
+        assert self.loss_scale is not None
+        self.optimizer.zero_grad()
+        prediction = self.model(x)
+        loss = self.loss(prediction, target)
+        self.loss_scale.scale(loss).backward()
+        found = {i: p.grad for i, p in enumerate(self._trained()) if p.grad is not None}
+        gradients, check = self.loss_scale.unscale(list(found.values()))
+        self.optimizer.zero_grad()
+        return loss, prediction, dict(zip(found, gradients, strict=True)), check
+
+    def _apply(self, gradients: dict[int, Tensor]) -> None:
+        """What becomes the second graph."""
+        parameters = self._trained()
+        for i, g in gradients.items():
+            parameters[i].grad = g
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.groups for p in group["parameters"]]
 
     # -- the best epoch ----------------------------------------------------------------------------------------------
     @property
@@ -175,7 +231,9 @@ class Trainer:
         """Write everything that `resume` needs; the file appears whole or not at all."""
         info = {
             "epoch": self.epoch, "step": self.step, "history": self.history, "random": rng.get_state(),
-            "schedule": self.schedule.state_dict() if self.schedule else None, "best": self.best, "notes": self.notes,
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+            "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
+            "best": self.best, "notes": self.notes,
         }  # fmt: skip
         arrays = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self._best_state}
         checkpoint.save(path, arrays, info)
@@ -206,6 +264,8 @@ class Trainer:
             raise CheckpointError(f"this checkpoint is of another model: {error}") from error
         if self.schedule is not None:
             self.schedule.load_state_dict(info["schedule"])
+        if self.loss_scale is not None and info.get("loss_scale") is not None:
+            self.loss_scale.load_state_dict(info["loss_scale"])
         rng.set_state(info["random"])
         self.epoch, self.step, self.history = info["epoch"], info["step"], info["history"]
         self.best, self._best_state = info.get("best"), arrays.get("best", {})

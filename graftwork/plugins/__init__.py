@@ -71,6 +71,13 @@ def _use_kernel(entry: Entry) -> Any:
     return lambda: registry.unregister(*key)
 
 
+def _use_module(entry: Entry) -> Any:
+    from graftwork.zoo.keras import table
+
+    table.register_keras_layer(entry.name, entry.value)
+    return lambda: table.unregister_keras_layer(entry.name)
+
+
 def _use_model(entry: Entry) -> Any:
     from graftwork.zoo import registry
 
@@ -87,5 +94,6 @@ def _use_pass(entry: Entry) -> Any:
 
 _manager.connect("op", _use_op)
 _manager.connect("kernel", _use_kernel)
+_manager.connect("module", _use_module)
 _manager.connect("model", _use_model)
 _manager.connect("pass", _use_pass)

@@ -44,7 +44,8 @@ def register_models(register: Callable[..., None]) -> None:
 def register_modules(register: Callable[..., None]) -> None:
     """Add layer classes by the name that files use for them: call ``register(name, module_class)``. Runs once.
 
-    They are kept in ``plugins.table("module")``.
+    ``zoo.load_keras`` builds them: see ``zoo.register_keras_layer``, which may also take a function. They are kept in
+    ``plugins.table("module")``.
     """
 
 

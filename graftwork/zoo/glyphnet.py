@@ -11,7 +11,8 @@ from ..nn import functional as F
 from .base import ImageModel
 from .registry import register
 
-CLASSES = 47  # digits, and letters with the 15 pairs of equal shape in both cases merged, as in EMNIST
+LABELS = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")  # letters of one shape in both cases merged, as in EMNIST
+CLASSES = len(LABELS)
 
 
 class Unit(Module):
@@ -68,5 +69,5 @@ class GlyphNet(ImageModel):
 
 register(
     "glyphnet", GlyphNet, "fire modules on 32x32 grey images; embedded weights trained on rendered characters",
-    {"glyphs": "glyphnet.h5"}, top=("classifier",), licence="Apache-2.0 (fonts: see glyphnet.md)",
+    {"glyphs": "glyphnet.h5"}, top=("classifier",), classes=LABELS, licence="Apache-2.0 (fonts: see glyphnet.md)",
 )  # fmt: skip

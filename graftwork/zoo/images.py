@@ -91,9 +91,13 @@ def normalise(pixels: np.ndarray, mode: str) -> np.ndarray:
     """Pixels (0 to 255) as float32 in the range a network was trained on.
 
     mode: "caffe" RGB to BGR minus the ImageNet mean; "tf" -1 to 1; "torch" ImageNet mean 0 and deviation 1;
-    "unit" 0 to 1; "raw" 0 to 255.
+    "unit" 0 to 1; "raw" 0 to 255. One channel takes the mean of what the colours take.
     """
     x = pixels.astype(np.float32)
+    if x.shape[-1] == 1 and mode in ("caffe", "torch"):
+        if mode == "caffe":
+            return x - IMAGENET_BGR_MEAN.mean()
+        return (x / np.float32(255) - IMAGENET_MEAN.mean()) / IMAGENET_DEVIATION.mean()
     if mode == "caffe":
         return x[..., ::-1] - IMAGENET_BGR_MEAN
     if mode == "tf":

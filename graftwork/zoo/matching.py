@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-
+from ..errors import WeightsError
 from ..nn import Conv2d, ConvTranspose2d, DepthwiseConv2d, Embedding, Linear, Module, SeparableConv2d, Tensor
 from ..nn.listing import Row, Shape, listing
 
-__all__ = ["Comparison", "Row", "Slot", "compare", "listing", "own_slots", "plain_name"]
+__all__ = ["Comparison", "Row", "Slot", "compare", "listing", "own_slots", "plain_name", "recounted", "renamed"]
 
 # Keras's names for our attributes; the first class that fits counts.
 _FILE_NAMES: dict[type[Module] | tuple[type[Module], ...], dict[str, str]] = {
@@ -74,14 +74,50 @@ def _file_shape(module: Module, name: str, shape: Shape) -> Shape:
     return (*shape[:2], channels, shape[3] // channels)
 
 
+# -- names of layers that changed -----------------------------------------------------------------------------------------
+
+
+def renamed(found: Mapping[str, Any], patterns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A file's layers under the names that regular expressions make of theirs, one substitution after another."""
+    result: dict[str, Any] = {}
+    for old, value in found.items():
+        new = old
+        for pattern, replacement in patterns:
+            new = re.sub(pattern, replacement, new)
+        if new in result:
+            raise WeightsError(f"two layers of the file would be named {new!r}, one of them is {old!r}; the file does not fit")
+        result[new] = value
+    return result
+
+
+def recounted(found: Mapping[str, Any], expected: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A file's layers with those that Keras named itself ("conv2d_17") under the numbers expected here.
+
+    Keras counts the layers of a class through a whole session: a network that was built second, or by a version that began
+    with 1, has other numbers in the same order. So the lowest number is paired with the lowest, and so on.
+    """
+    counted = re.compile(rf"{kind}(?:_(\d+))?")
+
+    def in_order(names: Mapping[str, Any]) -> list[str]:
+        matches = [m for m in map(counted.fullmatch, names) if m]
+        return [m[0] for m in sorted(matches, key=lambda m: int(m[1] or 0))]
+
+    theirs, ours = in_order(found), in_order(expected)
+    if len(theirs) != len(ours):
+        return dict(found)  # the comparison will list what is missing or too many
+    numbers = dict(zip(theirs, ours, strict=True))
+    return {numbers.get(name, name): value for name, value in found.items()}
+
+
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Comparison:
-    """matched: (layer, position among the layer's expected tensors, values). rows: all that does not pair."""
+    """matched: (layer, position among the layer's expected tensors, values as they were given). rows: all that does not
+    pair."""
 
-    matched: list[tuple[str, int, np.ndarray]] = field(default_factory=list)
+    matched: list[tuple[str, int, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
     def names(self, kind: str) -> list[str]:
@@ -107,8 +143,9 @@ def _pair(expected: Sequence[str], found: Sequence[str]) -> list[int | None]:
 
 
 def compare(expected: Mapping[str, Sequence[tuple[str, Shape]]],
-            found: Mapping[str, Sequence[tuple[str, np.ndarray]]]) -> Comparison:  # fmt: skip
-    """Pair expected tensors with found ones; what is missing, unexpected or of another shape is listed, not raised."""
+            found: Mapping[str, Sequence[tuple[str, Any]]]) -> Comparison:  # fmt: skip
+    """Pair expected tensors with found ones, of which only `shape` is read; what is missing, unexpected or of another shape
+    is listed, not raised."""
     result = Comparison()
     for layer, wanted in expected.items():
         entries = found.get(layer, ())
@@ -128,5 +165,5 @@ def compare(expected: Mapping[str, Sequence[tuple[str, Shape]]],
     return result
 
 
-def _unexpected(layer: str, entries: Sequence[tuple[str, np.ndarray]], used: set[int | None]) -> list[Row]:
+def _unexpected(layer: str, entries: Sequence[tuple[str, Any]], used: set[int | None]) -> list[Row]:
     return [Row("unexpected", f"{layer} {n}", None, a.shape) for i, (n, a) in enumerate(entries) if i not in used]

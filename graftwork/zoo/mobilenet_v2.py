@@ -46,6 +46,7 @@ class MobileNetV2(ImageModel):
 
     preprocessing = "tf"
     smallest = 32
+    former_names = (("^Logits$", "predictions"),)  # what the classifier was called when the files were published
 
     def __init__(self, include_top: bool = True, pooling: str | None = None, classes: int = 1000,
                  input_shape: tuple[int, int, int] = (224, 224, 3), alpha: float = 1.0):  # fmt: skip

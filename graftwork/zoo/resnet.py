@@ -16,6 +16,7 @@ from .base import ImageModel
 from .registry import register
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # blocks in each of the four stages
+FORMER_NAMES = (("^(probs|fc1000)$", "predictions"),)  # what the classifier was called when the files were published
 norm = partial(BatchNorm, epsilon=1.001e-5)
 
 
@@ -73,6 +74,7 @@ class ResNet(ImageModel):
 
     preprocessing = "caffe"
     smallest = 32
+    former_names = FORMER_NAMES
 
     def __init__(self, depths: tuple[int, ...], include_top: bool = True, pooling: str | None = None, classes: int = 1000,
                  input_shape: tuple[int, int, int] = (224, 224, 3)):  # fmt: skip
@@ -101,6 +103,7 @@ class ResNetV2(ImageModel):
 
     preprocessing = "tf"
     smallest = 32
+    former_names = FORMER_NAMES
 
     def __init__(self, depths: tuple[int, ...], include_top: bool = True, pooling: str | None = None, classes: int = 1000,
                  input_shape: tuple[int, int, int] = (224, 224, 3)):  # fmt: skip

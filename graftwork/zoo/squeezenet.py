@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters" (2016)."""
+"""SqueezeNet 1.0 and 1.1: Iandola et al., "SqueezeNet: AlexNet-level accuracy with 50x fewer parameters" (2016)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ class Fire(Module):
 
 
 class SqueezeNet(ImageModel):
-    """SqueezeNet 1.1, layers named as in the published Keras weights."""
+    """SqueezeNet 1.1, layers named as in the published Keras weights.
+
+    Fire modules are the same in both versions; the first convolution and the places of pools differ.
+    """
 
     preprocessing = "caffe"
+    pools_before = ("fire2", "fire4", "fire6")
+    stem = (64, 3)  # channels and size of the first convolution's kernel
 
     def __init__(self, include_top: bool = True, pooling: str | None = None, classes: int = 1000,
                  input_shape: tuple[int, int, int] = (227, 227, 3)):  # fmt: skip
         super().__init__(input_shape, include_top, pooling)
-        self.conv1 = Conv2d(input_shape[2], 64, 3, stride=2)
-        self.fire2 = Fire(64, 16, 64)
+        channels, size = self.stem
+        self.conv1 = Conv2d(input_shape[2], channels, size, stride=2)
+        self.fire2 = Fire(channels, 16, 64)
         self.fire3 = Fire(128, 16, 64)
         self.fire4 = Fire(128, 32, 128)
         self.fire5 = Fire(256, 32, 128)
@@ -43,14 +49,22 @@ class SqueezeNet(ImageModel):
             self.conv10 = Conv2d(512, classes, 1)
 
     def trunk(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 3, 2)
-        x = F.max_pool2d(self.fire3(self.fire2(x)), 3, 2)
-        x = F.max_pool2d(self.fire5(self.fire4(x)), 3, 2)
-        return self.fire9(self.fire8(self.fire7(self.fire6(x))))
+        x = F.relu(self.conv1(x))
+        for name in (f"fire{i}" for i in range(2, 10)):
+            x = getattr(self, name)(F.max_pool2d(x, 3, 2) if name in self.pools_before else x)
+        return x
 
     def top(self, x: Tensor) -> Tensor:
         x = F.dropout(x, 0.5, self.training)
         return F.global_avg_pool2d(F.relu(self.conv10(x)))
+
+
+class SqueezeNet1_0(SqueezeNet):  # noqa: N801 - the version's dot
+    """SqueezeNet 1.0, the paper's network: a wider first convolution, and pools later on."""
+
+    pools_before = ("fire2", "fire5", "fire9")
+    stem = (96, 7)
+    smallest = 47
 
 
 register(
@@ -60,4 +74,10 @@ register(
     {"imagenet": "https://github.com/rcmalli/keras-squeezenet/releases/download/v1.0/"
                  "squeezenet_weights_tf_dim_ordering_tf_kernels.h5"},
     top=("conv10",), licence="MIT (Keras conversion), BSD (Caffe original)", top1=56.3, top5=79.1,
+)  # fmt: skip
+register(
+    "squeezenet1_0",
+    SqueezeNet1_0,
+    "SqueezeNet 1.0, 227x227: the paper's network; 1.1 does as well with less arithmetic",
+    top=("conv10",), input_shape=(227, 227, 3), parameters=1_248_424, top1=57.5, top5=80.3,
 )  # fmt: skip

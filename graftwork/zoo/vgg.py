@@ -12,6 +12,23 @@ from .registry import register
 DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # 3x3 convolutions in each of the five blocks
 
 
+class Convolution(Conv2d):
+    """3x3, with its rectifier: one layer in Keras's files and in `features`."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(channels, out_channels, 3, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class Dense(Linear):
+    """With its rectifier."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
 class VGG(ImageModel):
     """Five blocks of 3x3 convolutions, each ended by a 2x2 pool, then three dense layers; named as in Keras's files.
 
@@ -31,27 +48,25 @@ class VGG(ImageModel):
         self.block4 = block(depths[3], 256, 512)
         self.block5 = block(depths[4], 512, 512)
         if include_top:
-            self.fc1 = Linear(height // 32 * (width // 32) * 512, 4096)
-            self.fc2 = Linear(4096, 4096)
+            self.fc1 = Dense(height // 32 * (width // 32) * 512, 4096)
+            self.fc2 = Dense(4096, 4096)
             self.predictions = Linear(4096, classes)
         self.layer_names = {path: path.replace(".", "_") for path, _ in self.named_modules()}
 
     def trunk(self, x: Tensor) -> Tensor:
         for convolutions in (self.block1, self.block2, self.block3, self.block4, self.block5):
-            for conv in convolutions:
-                x = F.relu(conv(x))
-            x = F.max_pool2d(x, 2)
+            x = F.max_pool2d(convolutions(x), 2)
         return x
 
     def top(self, x: Tensor) -> Tensor:
         x = F.flatten(x)
-        return self.predictions(F.relu(self.fc2(F.relu(self.fc1(x)))))
+        return self.predictions(self.fc2(self.fc1(x)))
 
 
 def block(depth: int, channels: int, out_channels: int) -> Sequential:
     """`depth` 3x3 convolutions "conv1", "conv2", ..., the first of which changes the channels."""
     sizes = [channels, *[out_channels] * (depth - 1)]
-    return Sequential(**{f"conv{i}": Conv2d(size, out_channels, 3, padding="same") for i, size in enumerate(sizes, 1)})
+    return Sequential(**{f"conv{i}": Convolution(size, out_channels) for i, size in enumerate(sizes, 1)})
 
 
 def _register(layers: int, parameters: int, md5: tuple[str, str], top1: float, top5: float) -> None:

@@ -23,3 +23,26 @@ def emulated(monkeypatch):
     machine = EmulatorMachine()
     monkeypatch.setattr(launch, "stand_in", machine)
     return machine
+
+
+@pytest.fixture
+def gpu(monkeypatch, emulated):
+    """Tensors can be placed on "cuda": a stand-in for CuPy, with the emulator as the GPU. Returns the module."""
+    import fake_cupy
+
+    import graftwork as gw
+    from graftwork.kernels.cuda import launch
+    from graftwork.nn import rng
+    from graftwork.nn.op import OPS
+
+    cupy = fake_cupy.module()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(gw.cuda, "_problem", lambda: None)
+    monkeypatch.setattr(launch, "stand_in", None)  # the CPU's arrays are no GPU arrays here
+    monkeypatch.setattr(launch, "gpu", lambda number: emulated)
+    emulated.empty = lambda shape, dtype: cupy.empty(shape, dtype)
+    emulated.launch = cupy.gpu.launch
+    yield cupy
+    rng._on_devices.clear()
+    for op in OPS.values():
+        op.table.pop(fake_cupy.ndarray, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+import types
 
 import fake_cupy
 import numpy as np
@@ -13,24 +15,6 @@ from graftwork import nn
 from graftwork.errors import DeviceError, DeviceMemoryError, DTypeError, KernelError
 from graftwork.kernels.cuda import launch
 from graftwork.nn import functional as F
-from graftwork.nn.op import OPS
-
-
-@pytest.fixture
-def gpu(monkeypatch, emulated):
-    """Tensors can be placed on "cuda"."""
-    from graftwork.nn import rng
-
-    cupy = fake_cupy.module()
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(gw.cuda, "_problem", lambda: None)
-    monkeypatch.setattr(launch, "stand_in", None)  # the CPU's arrays are no GPU arrays here
-    monkeypatch.setattr(launch, "gpu", lambda number: emulated)
-    emulated.empty = lambda shape, dtype: cupy.empty(shape, dtype)
-    yield cupy
-    rng._on_devices.clear()
-    for op in OPS.values():
-        op.table.pop(fake_cupy.ndarray, None)
 
 
 class Net(nn.Module):
@@ -62,6 +46,25 @@ def test_a_training_step_equals_the_cpu(gpu, optimizer, rng):
     for name, value in states[0].items():
         # AdamW divides gradients by their own size, which makes much of rounding where they are tiny
         np.testing.assert_allclose(states[1][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("make", [lambda p: nn.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: nn.optim.Adam(p, lr=0.1)])
+def test_updates_of_many_tensors_are_few_launches(gpu, emulated, make, rng):
+    """Seventy parameters of odd sizes: a table takes 64. Adam's counters need two launches as well, and the step's one."""
+    values = [rng.standard_normal(1 + 37 * (i % 5)).astype(np.float32) for i in range(70)]
+    results = []
+    for device in ("cpu", "cuda"):
+        parameters = [nn.Parameter(v.copy()).to(device) for v in values]
+        steps = make(parameters)
+        for p, v in zip(parameters, values, strict=True):
+            p.grad = gw.tensor(v[::-1].copy(), device=device)
+        for _ in range(2):
+            emulated.steps = 0
+            steps.step()
+        results.append([p.numpy() for p in parameters])
+    assert emulated.steps == (3 if isinstance(steps, nn.optim.SGD) else 5)
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
 
 def test_state_goes_in_and_out(gpu):
@@ -118,6 +121,77 @@ def test_other_peoples_arrays_come_in_and_out(gpu):
     assert x.numpy()[0] == 9
     assert x.__cuda_array_interface__["shape"] == (4,)
     assert not hasattr(x.to("cpu"), "__cuda_array_interface__")
+
+
+def test_dlpack_in_and_out(gpu):
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    class Foreign:  # speaks DLPack only
+        memory = values
+
+        def __dlpack__(self, **given):
+            raise AssertionError("CuPy is to ask for it")
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    x = gw.tensor(Foreign())
+    assert x.device == "cuda:0" and x.dtype == np.float32
+    values[0, 0] = 9  # the memory is shared
+    assert x.numpy()[0, 0] == 9
+    assert x.__dlpack_device__() == (2, 0)
+    again = np.from_dlpack(types.SimpleNamespace(__dlpack__=x.__dlpack__, __dlpack_device__=lambda: (1, 0)))
+    assert np.shares_memory(again, values)
+
+
+def test_copies_that_do_not_wait(gpu):
+    """Page-locked memory travels as it is, other memory through CuPy's own; back into page-locked memory."""
+    pinned = gw.cuda.pinned_empty((2, 3), np.float32)
+    pinned[:] = 7
+    x = gw.tensor(pinned).to("cuda", non_blocking=True)
+    assert x.data.set_from[0] == pinned.ctypes.data and x.data.set_from[1].ptr == 0
+    assert x.device == "cuda:0" and (x.numpy() == 7).all() and x.to("cuda") is x
+    plain = np.ones((2, 3), np.float32)
+    for array in (plain, pinned.T, pinned[:, :2], np.zeros((0, 3), np.float32)):
+        y = gw.tensor(array, requires_grad=True).to("cuda", non_blocking=True)
+        assert not hasattr(y.data, "set_from") and y.requires_grad
+        np.testing.assert_array_equal(y.numpy(), array)
+    back = x.to("cpu", non_blocking=True)
+    assert gw.cuda.is_pinned(back.data) and (back.numpy() == 7).all()
+    assert gw.cuda.pinned_empty((0, 3), np.float32).shape == (0, 3)
+
+
+def test_a_loader_puts_batches_on_the_gpu(gpu):
+    data = nn.ArrayDataset(np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3))
+    for workers in (0, 1):
+        batches = list(nn.DataLoader(data, 2, workers=workers, device="cuda"))
+        assert [[t.device for t in b] for b in batches] == [["cuda:0", "cuda:0"]] * 2
+        np.testing.assert_array_equal(np.concatenate([b[1].numpy() for b in batches]), np.arange(3))
+
+
+def test_no_room_for_a_copy(gpu):
+    gpu.limit = 1 << 10
+    with pytest.raises(DeviceMemoryError, match=r"100x100 float32.*7 of 9 MiB are free"):
+        gw.tensor(np.ones((100, 100), np.float32)).to("cuda")
+
+
+def test_a_bound_launch_goes_to_the_current_stream(gpu, monkeypatch):
+    """The GPU's own machine, with a driver that only notes what it is given."""
+    noted = []
+    gpu.cuda.driver.launchKernel = lambda *given: noted.append(given)
+    gpu.cuda.Device.compute_capability, gpu.cuda.Device.attributes = "90", {"MultiProcessorCount": 132}
+    monkeypatch.setattr(launch.loader, "function", lambda device, source, kernel, shared: 1234)
+    machine = launch.Gpu(0)
+    step = launch.Step(launch.Source("chain.cu"), "chain", (3, 2, 1), (256, 1, 1), 64, (np.float32(2.5),))
+    bound = machine.bind(step, {})
+    bound()
+    with gpu.cuda.Stream() as stream:
+        bound()
+    machine.run(step, {})
+    assert [n[:8] for n in noted] == [(1234, 3, 2, 1, 256, 1, 1, 64)] * 3
+    assert [n[8] for n in noted] == [0, stream.ptr, 0]
+    address = ctypes.cast(noted[0][9], ctypes.POINTER(ctypes.c_void_p))[0]
+    assert noted[0][9] == noted[1][9] and ctypes.c_float.from_address(address).value == 2.5
 
 
 def test_bad_calls_say_what_is_wrong(gpu, rng):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_compiled import train_eager_and_compiled
 from test_simt_ops import TOLERANCE, arrays_of, cases, outputs_of
 
 import graftwork as gw
 from graftwork import kernels
 from graftwork.kernels.cuda import launch
+from graftwork.nn import functional as F
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gw.cuda.is_available(), reason=f"no GPU: {gw.cuda.why_not()}")]
 LIMIT = {"tf32": 2e-3, "numba_cuda": 5e-5}  # of other variants; tf32 rounds operands to 11 bits
@@ -23,7 +25,7 @@ def on_gpu(op, arrays, attrs, fn):
     specs = op.infer(*arrays, **attrs)
     outs = None if specs is None else [cupy.full(shape, 3, dtype) for shape, dtype in (specs if op.multi else [specs])]
     fn(*arrays, out=None if outs is None else tuple(outs) if op.multi else outs[0], **attrs)
-    return [o.get() for o in [*(outs or []), *(arrays[i] for i in op.writes)]]
+    return [o.get() for o in [*(outs or []), *(arrays[i] for i in op.written(len(arrays)))]]
 
 
 @pytest.mark.parametrize("op, sample, dtype, layout", [c for c in cases() if c.values[3] == "contiguous"])
@@ -60,6 +62,49 @@ def test_sanitized(name):
     expected = outputs_of(op, arrays, sample.attrs, kernels.get(name, variant="reference"))
     for e, f in zip(expected, on_gpu(op, arrays, sample.attrs, kernels.get(name, device="cuda")), strict=True):
         np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-4)
+
+
+def test_a_recorded_training_step_equals_eager_steps(rng):
+    replay = train_eager_and_compiled(rng)
+    assert replay.recorded is not None and replay.why_not is None
+
+
+def test_a_replay_on_another_stream(rng):
+    import cupy
+
+    weight = gw.tensor(rng.standard_normal((64, 64)).astype(np.float32), device="cuda")
+    fast = gw.compile(lambda x: F.relu(x @ weight) @ weight)
+    results = []
+    for _ in range(4):
+        x = gw.tensor(rng.standard_normal((32, 64)).astype(np.float32), device="cuda")
+        expected = F.relu(x @ weight) @ weight
+        gw.cuda.synchronize()
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            results.append((fast(x), expected))
+        stream.synchronize()
+    for ours, eager in results:
+        np.testing.assert_allclose(ours.numpy(), eager.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp16", 1e-2), ("bf16", 6e-2)])
+def test_mixed_precision(rng, precision, tolerance):
+    if precision == "bf16":
+        pytest.importorskip("ml_dtypes")
+    weight = gw.tensor(rng.standard_normal((64, 64)).astype(np.float32), device="cuda")
+    x = gw.tensor(rng.standard_normal((32, 64)).astype(np.float32), device="cuda")
+    expected = F.relu(x @ weight).numpy()
+    ours = gw.compile(lambda x: F.relu(x @ weight), precision)(x)
+    assert ours.dtype == np.float32
+    assert np.linalg.norm(ours.numpy() - expected) < tolerance * np.linalg.norm(expected)
+
+
+def test_copies_that_do_not_wait():
+    pinned = gw.cuda.pinned_empty((1000, 3), np.float32)
+    pinned[:] = 7
+    assert gw.cuda.is_pinned(pinned) and not gw.cuda.is_pinned(np.ones(3))
+    back = (gw.tensor(pinned).to("cuda", non_blocking=True) * 2.0).to("cpu", non_blocking=True)
+    gw.cuda.synchronize()
+    assert (back.numpy() == 14).all()
 
 
 def test_out_of_memory_says_how_much():

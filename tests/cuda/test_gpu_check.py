@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
+import signal
 
-import fake_cupy
 import numpy as np
 import pytest
 
 import graftwork as gw
-from bench import gpu_check, gpu_measure
-from graftwork.kernels.cuda import launch
-from graftwork.nn.op import OPS
+from bench import gpu_check, gpu_measure, gpu_networks
+from graftwork import nn
 
 CHIP = {"name": "NVIDIA Made-Up 1", "capability": 90, "processors": 132, "memory_gib": 141.0, "driver": "13.0", "nvrtc": "13.0"}
 
@@ -96,22 +93,13 @@ class Dry(gpu_measure.Bench):
 
 
 @pytest.fixture
-def dry(monkeypatch, emulated):
-    cupy = fake_cupy.module()
-    cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(synchronize=lambda: None)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(gw.cuda, "_problem", lambda: None)
-    monkeypatch.setattr(launch, "stand_in", None)
-    monkeypatch.setattr(launch, "gpu", lambda number: emulated)
-    emulated.empty = lambda shape, dtype: cupy.empty(shape, dtype)
+def dry(monkeypatch, gpu):
     monkeypatch.setattr(gpu_measure, "copy_bandwidth", lambda bench: 1e12)
-    yield Dry(cupy)
-    for op in OPS.values():
-        op.table.pop(fake_cupy.ndarray, None)
+    return Dry(gpu)
 
 
 def run(name: str, bench) -> dict:
-    return gpu_measure.PARTS[name](bench, gpu_measure.Budget(1000))
+    return (gpu_measure.PARTS | gpu_networks.PARTS)[name](bench, gpu_measure.Budget(1000))
 
 
 def test_gemm_dry(dry, monkeypatch):
@@ -120,6 +108,12 @@ def test_gemm_dry(dry, monkeypatch):
     assert len(found["rows"]) == 9 and found["left_out"] == 0
     assert found["rows"][0]["tflops"] == pytest.approx(2 * 8 * 16 * 8 / 1e-3 / 1e12)
     assert gpu_measure.gemm(dry, gpu_measure.Budget(-1)) == {"rows": [], "summary": {}, "left_out": 9}
+
+
+def test_int8_dry(dry, monkeypatch):
+    monkeypatch.setattr(gpu_measure, "INT8", ((8, 16, 32), (5, 6, 7)))
+    found = run("int8", dry)
+    assert [r["wrong_values"] for r in found["rows"]] == [0, 0] and found["rows"][0]["tflops"] > 0
 
 
 def test_conv_dry(dry, monkeypatch):
@@ -138,23 +132,62 @@ def test_memory_dry(dry, monkeypatch):
     assert len(found["rows"]) == 12 and all(r["gbytes_per_second"] > 0 for r in found["rows"])
 
 
-def test_networks_and_layers_dry(dry, monkeypatch):
-    """One small network stands for the four; pictures of 8x8."""
-    from graftwork import nn
+def small(name="any", **more):
+    """One small network stands for all of them; pictures of 8x8."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same"),
+                         nn.Conv2d(8, 8, 3, padding="same"))  # fmt: skip
 
-    def small(name, **more):
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same")
-        )
 
-    for name, value in (("build", small), ("picture", lambda batch: np.ones((batch, 8, 8, 3), np.float32)),
-            ("NETWORKS", ("any",)),
-                        ("BATCHES", (1, 2))):  # fmt: skip
-        monkeypatch.setattr(gpu_measure, name, value)
+@pytest.fixture
+def small_networks(monkeypatch):
+    for module in (gpu_measure, gpu_networks):
+        for name, value in (("build", small), ("picture", lambda batch: np.ones((batch, 8, 8, 3), np.float32)),
+                            ("NETWORKS", ("any",)), ("BATCHES", (1, 2)), ("COMPILED_BATCH", 2)):  # fmt: skip
+            monkeypatch.setattr(module, name, value, raising=False)
+
+
+def test_networks_and_layers_dry(dry, small_networks):
     found = run("networks", dry)
     assert [(r["dtype"], r["batch"]) for r in found["rows"]] == [("float32", 1), ("float32", 2), ("float16", 1), ("float16", 2)]
+    assert all(r["compiled_ms"] == 1 and r["compiled_gain"] == 1 for r in found["rows"])
+    assert found["summary"]["geometric mean of our eager time over our compiled time, float32"] == "1.000"
     layers = gpu_measure.conv_layers(4)
     assert [c.shapes for _, c in layers] == [((4, 8, 8, 3), (3, 3, 3, 8)), ((4, 8, 8, 8), (3, 3, 8, 8))]
+
+
+def test_compiled_dry(dry, small_networks):
+    assert [(r["dtype"], r["batch"]) for r in run("compiled", dry)["rows"]] == [("float16", 2)]
+    assert gpu_networks.compiled(dry, gpu_measure.Budget(-1)) == {"rows": [], "summary": {}, "left_out": 1}
+
+
+def test_training_dry(dry, monkeypatch):
+    """A network with batch norm: every kind of op of a training step, eager, compiled and in mixed precision."""
+    rng = np.random.default_rng(0)
+
+    def data(name, batch):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding="same", bias=False), nn.BatchNorm(8), nn.Flatten(), nn.Linear(128, 3))
+        return model.train(), rng.standard_normal((batch, 4, 4, 3), np.float32), rng.integers(0, 3, batch)
+
+    monkeypatch.setattr(gpu_networks, "training_data", data)
+    monkeypatch.setattr(gpu_networks, "TRAINED", {"resnet20": 2})
+    found = run("training", dry)
+    assert [(r["network"], r["dtype"], "ms" in r) for r in found["rows"]] == [("resnet20", "float32", True),
+                                                                            ("resnet20", "fp16", False)]  # fmt: skip
+    assert gpu_networks.training(dry, gpu_measure.Budget(-1))["left_out"] == 2
+
+
+def test_what_is_trained_on_a_gpu():
+    model, pictures, labels = gpu_networks.training_data("resnet20", 4)
+    assert model.training and pictures.shape == (4, 32, 32, 3) and labels.max() < 10
+
+
+def test_what_takes_too_long_is_interrupted():
+    with pytest.raises(gpu_measure.OutOfTime), gpu_measure.Budget(0.05).limit():
+        while True:
+            pass
+    with gpu_measure.Budget(100).limit():
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 90
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_launch_dry(dry, monkeypatch):

@@ -9,7 +9,7 @@ from interpreter import Program, PtxError, interpret
 from tensor_cores import ConvCase, Gemm
 
 from graftwork.kernels.cuda import loader, mma, nvrtc, wgmma
-from graftwork.kernels.cuda.arguments import BYTES
+from graftwork.kernels.cuda.arguments import BYTES, Requantise
 
 pytestmark = pytest.mark.skipif(not nvrtc.is_available(), reason="no NVRTC (wheel nvidia-cuda-nvrtc), which makes the PTX")
 SMALL = mma.TILES[2]
@@ -66,6 +66,18 @@ def test_split_k(dtype):
     finish = mma.Finish(activation="relu")
     case.expected = np.maximum(case.expected, 0)
     execute(case.launches(mma.gemm, arch=80, multiprocessors=1, tile=SMALL, splits=2, finish=finish), "80")
+    case.check()
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_requantisation(splits):
+    """Scale, factor, rounding, zero point and clamp, as the compiler made them: to the bit."""
+    case, rng = Gemm("int8", 40, 48, 160, out_dtype="uint8"), np.random.default_rng(6)
+    bias, scale = rng.integers(-500, 500, 48).astype(np.int32), (rng.uniform(0.5, 2, 48) / 64).astype(np.float32)
+    real = (case.expected + bias).astype(np.float32) * (scale * np.float32(0.3))
+    case.expected = np.clip(np.rint(real) + 100, 20, 255).astype(np.float64)
+    finish = mma.Finish(bias, scale=scale, requantise=Requantise(0.3, 100, 20, 255))
+    execute(case.launches(mma.gemm, arch=80, multiprocessors=1, tile=SMALL, splits=splits, finish=finish), "80")
     case.check()
 
 

@@ -14,7 +14,7 @@ from graftwork.kernels.cuda import launch, loader, nvrtc
 from graftwork.kernels.cuda.launch import Builder, View, structure, vector_width, view_of
 from graftwork.kernels.cuda.loader import Source
 
-SOURCE = Source("update.cu", (("ELEMENT", "float"), ("RATE", "float"), ("LANES", "1")))
+SOURCE = Source("update.cu", (("ELEMENT", "float"), ("RATE", "float"), ("LANES", "1"), ("TENSORS", "1")))
 NEEDS_NVRTC = pytest.mark.skipif(not nvrtc.is_available(), reason="no NVRTC; install nvidia-cuda-nvrtc")
 
 

@@ -80,6 +80,8 @@ def signatures():
     yield "avg_backward", pool.avg_backward, kinds.void(a4, a4, pair, pair, pair, pair, boolean)
     yield "tiled_product", products.tiled_product, kinds.void(a3, a3, a3, a1, a3, int64)
     yield "direct_convolution", products.direct_convolution, kinds.void(a4, a4, a4, a1, a4, pair, pair, pair, int64, int64)
+    for name in ("input_gradient", "weight_gradient"):
+        yield name, getattr(products, name), kinds.void(a4, a4, a4, pair, pair, pair, int64)
 
 
 def test_every_kernel_compiles_to_ptx(monkeypatch):

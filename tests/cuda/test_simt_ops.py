@@ -46,10 +46,10 @@ def outputs_of(op, arrays, attrs, fn):
     specs = op.infer(*arrays, **attrs)
     if specs is None:
         fn(*arrays, out=None, **attrs)
-        return [arrays[i] for i in op.writes]
+        return [arrays[i] for i in op.written(len(arrays))]
     outs = [np.full(shape, 3, dtype) for shape, dtype in (specs if op.multi else [specs])]
     fn(*arrays, out=tuple(outs) if op.multi else outs[0], **attrs)
-    return outs + [arrays[i] for i in op.writes]
+    return outs + [arrays[i] for i in op.written(len(arrays))]
 
 
 def test_every_op_has_a_cuda_kernel():
@@ -63,7 +63,7 @@ def test_kernels_equal_the_reference(emulated, op, sample, dtype, layout):
     fn = kernels.get(op.name, device="cuda", variant="cuda")
     arrays = arrays_of(sample, dtype)
     if layout == "strided":
-        arrays = [a if i in op.writes else strided(a) for i, a in enumerate(arrays)]
+        arrays = [a if i in op.written(len(arrays)) else strided(a) for i, a in enumerate(arrays)]
     precise = [a.astype(np.float64) if a.dtype == np.float16 else a for a in arrays]  # float16: from the rounded inputs
     attrs = {**sample.attrs, **({"dtype": "float32"} if dtype == "float16" and op.name == "cast" else {})}
     expected = outputs_of(op, precise, attrs, kernels.get(op.name, variant="reference"))
@@ -166,3 +166,9 @@ def test_a_label_or_position_out_of_range_gives_nan(emulated):
     assert np.isfinite(out[0]) and np.isnan(out[1])
     kernels.get("gather", device="cuda")(np.arange(4, dtype=np.float32), np.array([-4, 4]), out=out, axis=0)
     assert out[0] == 0 and np.isnan(out[1])
+    whole = np.full(2, 9, np.int32)  # which has no NaN
+    kernels.get("gather", device="cuda")(np.arange(5, 9, dtype=np.int32), np.array([-5, 3]), out=whole, axis=0)
+    assert whole.tolist() == [0, 8]
+    sums = np.full(2, 9, np.float32)  # what belongs nowhere is added nowhere
+    kernels.get("scatter_add", device="cuda")(np.ones(4, np.float32), np.array([0, 2, -3, -1]), out=sums, axis=0, size=2)
+    assert sums.tolist() == [1, 1]

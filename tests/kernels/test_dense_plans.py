@@ -23,6 +23,7 @@ from graftwork.nn.op import OPS, all_samples
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 OWN = {"matmul", "linear", "conv2d", "conv2d_input_grad", "conv2d_weight_grad"}  # planned and tested elsewhere
 OWN |= {"increment", "in_range"}  # one number; a check that raises: both are called from Python
+OWN |= {"quantized_matmul", "quantized_conv2d"}  # plain loops, called from Python too
 MARGIN = 16
 
 
@@ -84,22 +85,22 @@ def planned(op, arrays, attrs, run=run_shuffled, outputs=None):
     if workspace is not None:
         workspace = aligned_empty(plan.workspace)
         workspace[:] = 0xFF
-    arrays = [a.copy() if i in OPS[op].writes else a for i, a in enumerate(arrays)]
+    arrays = [a.copy() if i in OPS[op].written(len(arrays)) else a for i, a in enumerate(arrays)]
     run(plan.bind(arrays, [o for o, _ in frames], workspace))
     for out, memory in frames:
         if memory is not None:
             edges = np.concatenate([memory[:MARGIN], memory[MARGIN + out.size :]]).view(np.uint8)
             assert (edges == 0xA5).all(), f"{op} wrote beside its output"
-    return [*(o for o, _ in frames), *(arrays[i] for i in OPS[op].writes)]
+    return [*(o for o, _ in frames), *(arrays[i] for i in OPS[op].written(len(arrays)))]
 
 
 def reference(op, arrays, attrs):
     wide = [np.asarray(a, np.float64) if a.dtype == np.float32 else a for a in arrays]
-    wide = [a.copy() if i in OPS[op].writes else a for i, a in enumerate(wide)]
+    wide = [a.copy() if i in OPS[op].written(len(wide)) else a for i, a in enumerate(wide)]
     outs = tuple(np.empty(*o) for o in specs_of(op, wide, attrs))
     with np.errstate(all="ignore"):
         kernels.get(op, variant="reference")(*wide, out=outs if OPS[op].multi else outs[0] if outs else None, **attrs)
-    return [*outs, *(wide[i] for i in OPS[op].writes)]
+    return [*outs, *(wide[i] for i in OPS[op].written(len(wide)))]
 
 
 def check(op, *arrays, rtol=1e-6, atol=1e-6, **attrs):

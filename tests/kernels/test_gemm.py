@@ -80,7 +80,7 @@ def test_repeated_values_are_not_taken_for_packed_ones():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", [(1, 40, 9), (8, 33, 70), (31, 16, 5), (70, 100, 600)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 40, 9), (1, 300, 1100), (1, 150, 9), (8, 33, 70), (31, 16, 5), (70, 100, 600)], ids=str)
 def test_linear_with_everything_fused(shape, activation, threads):
     m, n, k = shape
     x, w, b, r = numbers(m, k) / 8, numbers(k, n), numbers(n), numbers(m, n)

@@ -141,6 +141,23 @@ def test_a_full_disk_is_said_once(monkeypatch):
     jit._warn_once.cache_clear()
 
 
+def test_no_two_processes_give_compiled_functions_the_same_name():
+    """With one name, code from one process would run in place of the other's wherever both are loaded from disk."""
+    code = "from graftwork.kernels.cpu import jit; print(next(jit.bytecode.FunctionIdentity._unique_ids))"
+    found = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert found[0] != found[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_counts_apart_too():
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(write, str(next(jit.bytecode.FunctionIdentity._unique_ids)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(read, 64)) != next(jit.bytecode.FunctionIdentity._unique_ids)
+
+
 def test_a_first_compilation_shows_on_a_terminal(monkeypatch):
     shown = []
 

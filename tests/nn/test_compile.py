@@ -250,3 +250,16 @@ def test_structures_go_in_and_out():
     a, b, c = (gw.tensor([float(i)]) for i in range(3))
     result = f((a, [b]), table={"c": c})
     assert result["sum"].item() == 1.0 and result["rest"][0].item() == 4.0 and result["rest"][1] == (3, None)
+
+
+@pytest.mark.parametrize("view", [
+    lambda x: x.transpose((0, 2, 1)).reshape((2, 12)), lambda x: x[:, ::2].reshape((4, 4)),
+    lambda x: x[:, :, ::-1].reshape((-1,)),
+])  # fmt: skip
+def test_a_reshape_that_cannot_be_a_view_reads_fresh_values(view):
+    """Of an argument and of a computed value; a copy made once, when the graph is bound, would hold what was there before."""
+    compiled = gw.compile(lambda x: (view(x) * 2.0, view(x * 3.0) * 2.0))
+    for seed in (0, 1):
+        x = gw.tensor(np.random.default_rng(seed).standard_normal((2, 3, 4)).astype(np.float32))
+        for found, want in zip(compiled(x), (view(x) * 2.0, view(x * 3.0) * 2.0), strict=True):
+            np.testing.assert_array_equal(found.numpy(), want.numpy())

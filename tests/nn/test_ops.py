@@ -26,11 +26,11 @@ def outputs_of(op, arrays, attrs, fn):
     specs = op.infer(*arrays, **attrs)
     if specs is None:
         fn(*arrays, out=None, **attrs)
-        return [arrays[i] for i in op.writes]
+        return [arrays[i] for i in op.written(len(arrays))]
     many = specs if op.multi else [specs]
     outs = [np.full(shape, 3, dtype) for shape, dtype in many]  # not zeros: a kernel that skips a place is seen
     fn(*arrays, out=tuple(outs) if op.multi else outs[0], **attrs)
-    return outs + [arrays[i] for i in op.writes]
+    return outs + [arrays[i] for i in op.written(len(arrays))]
 
 
 def test_every_op_has_samples_kernels_and_a_reference():
@@ -56,7 +56,7 @@ def test_kernels_equal_the_reference(op, sample, layout, dtype):
         pytest.skip("a view has no kernel")
     arrays = arrays_of(sample, dtype)
     if layout == "strided":
-        arrays = [a if i in op.writes else strided(a) for i, a in enumerate(arrays)]
+        arrays = [a if i in op.written(len(arrays)) else strided(a) for i, a in enumerate(arrays)]
     expected = outputs_of(op, arrays, sample.attrs, kernels.get(op.name, variant="reference"))
     # rounding of one operation chain: a few ulp, times the length of the longest sum in the samples (about 100 terms)
     tolerance = 2e-5 if dtype == np.float32 else 1e-12

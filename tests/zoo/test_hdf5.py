@@ -10,7 +10,7 @@ import pytest
 
 from graftwork import nn
 from graftwork.errors import DataError, ModelError, WeightsError
-from graftwork.zoo import hdf5
+from graftwork.zoo import hdf5, writing
 from graftwork.zoo.matching import Row, compare, listing, plain_name
 from graftwork.zoo.weights import load_weights, save_weights
 
@@ -35,7 +35,7 @@ class Net(nn.Module):
 @pytest.fixture
 def file(tmp_path, rng):
     path = tmp_path / "w.h5"
-    hdf5.write_layers(path, {"input": [], **layers_of(rng)}, {"classes": "a b"})
+    writing.write_layers(path, {"input": [], **layers_of(rng)}, {"classes": "a b"})
     return path
 
 
@@ -60,28 +60,28 @@ def test_round_trip(file, rng):
         assert [n for n, _ in found[layer]] == [n for n, _ in entries]
         for (_, got), (_, want) in zip(found[layer], entries, strict=True):
             np.testing.assert_array_equal(got, want)
-    assert hdf5.read_origin(file) == ("tensorflow", hdf5.LAYOUT_VERSION)
+    assert hdf5.read_origin(file) == ("tensorflow", writing.LAYOUT_VERSION)
     assert hdf5.read_model_config(file) is None
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int32", ">f4"])
 def test_dtypes(tmp_path, dtype):
-    hdf5.write_layers(tmp_path / "w.h5", {"a": [("k", np.arange(6).reshape(2, 3).astype(dtype))]})
+    writing.write_layers(tmp_path / "w.h5", {"a": [("k", np.arange(6).reshape(2, 3).astype(dtype))]})
     ((_, value),) = hdf5.read_layers(tmp_path / "w.h5")["a"]
     assert value.dtype == np.dtype(dtype).newbyteorder("=") and value.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_scalars_and_empty_tensors_keep_their_shape(tmp_path):
-    hdf5.write_layers(tmp_path / "w.h5", {"a": [("s", np.float32(2)), ("e", np.zeros((0, 3), np.float32))]})
+    writing.write_layers(tmp_path / "w.h5", {"a": [("s", np.float32(2)), ("e", np.zeros((0, 3), np.float32))]})
     assert [v.shape for _, v in hdf5.read_layers(tmp_path / "w.h5")["a"]] == [(), (0, 3)]
 
 
 def test_long_name_lists_are_split(tmp_path):
     layers = {f"layer_{i:04}_{'x' * 90}": [] for i in range(1500)}
-    hdf5.write_layers(tmp_path / "w.h5", layers)
+    writing.write_layers(tmp_path / "w.h5", layers)
     with h5py.File(tmp_path / "w.h5") as f:
         assert "layer_names" not in f.attrs and {"layer_names0", "layer_names1"} <= set(f.attrs)
-        assert all(v.nbytes <= hdf5.ATTRIBUTE_LIMIT for k, v in f.attrs.items() if k.startswith("layer_names"))
+        assert all(v.nbytes <= writing.ATTRIBUTE_LIMIT for k, v in f.attrs.items() if k.startswith("layer_names"))
     assert list(hdf5.read_layers(tmp_path / "w.h5")) == list(layers)
 
 
@@ -106,15 +106,15 @@ def test_failed_write_leaves_nothing_and_keeps_the_old_file(file):
     before = file.read_bytes()
     for bad in ({"a": [("k", np.array([object()]))]}, {"": [("k", np.ones(1))]}, {"a\0b": []}):
         with pytest.raises(WeightsError):
-            hdf5.write_layers(file, bad)
-    with pytest.raises(ZeroDivisionError), hdf5.atomic_h5(file) as f:
+            writing.write_layers(file, bad)
+    with pytest.raises(ZeroDivisionError), writing.atomic_h5(file) as f:
         f["x"] = 1 / 0
     assert file.read_bytes() == before and [p.name for p in file.parent.iterdir()] == ["w.h5"]
 
 
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        hdf5.write_layers(tmp_path / "no" / "w.h5", {})
+        writing.write_layers(tmp_path / "no" / "w.h5", {})
 
 
 # -- refusing ----------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_many_small_bombs(file):
         (lambda f: f["block0"].attrs.__setitem__("weight_names", 1) or f.__delitem__("block0/conv/bias:0"), "no such object"),
         (lambda f: f.__delitem__("block0/conv/bias:0") or f.create_group("block0/conv/bias:0"), "not a dataset"),
         (lambda f: f.__delitem__("block0/conv/bias:0") or f.__setitem__("block0/conv/bias:0", "text"), "numbers"),
-        (lambda f: f.attrs.__delitem__("layer_names") or f.create_group("layers"), "legacy"),
+        (lambda f: f.attrs.__delitem__("layer_names") or f.create_group("layers"), "does not keep"),
     ],
 )
 def test_wrong_contents(file, change, words):

@@ -19,7 +19,7 @@ from ._epilogue import activation_code
 from .jit import njit
 from .runtime import Row
 from .simd import LANES, PANEL, ROWS
-from .strips import FINISH, STRIPS, advance, copy, finish, is_null, move, null, strip, turn
+from .strips import ABREAST, FINISH, ONE_ROW, STRIPS, advance, copy, finish, is_null, move, null, one_row, strip, turn
 
 FLOAT32 = np.dtype(np.float32)
 _LOW, _HIGH = np.float32(-np.inf), np.float32(np.inf)
@@ -126,7 +126,7 @@ def multiply(a, part):
     Words: 0 a, 1 b, 2 c, 3 bias, 4 residual, 5 m, 6 n, 7 k, 8 a_row, 9 a_step, 10 b_step, 11 b_column (both 0: b is packed),
     12 c_row, 13 residual_row, 14 batch offsets (entries, 3), 15 entries, 16 rows a block, 17 panels a group, 18 k a block,
     19 whether to pack a, 20 counter, 21 scratch, 22 its floats a part, 23 parts, 24 and 25 strips, 26 finish, 27 activation,
-    28 low, 29 high, 30 one zero.
+    28 low, 29 high, 30 one zero, 31 one row.
     """
     m, n, k, block, group, k_block = a[5], a[6], a[7], a[16], a[17], a[18]
     blocks, panels = (m + block - 1) // block, (n + PANEL - 1) // PANEL
@@ -171,6 +171,8 @@ def _block(a, part, entry, first, rows, at, last, start, count):
     final = start + count >= k
     if final:
         low, high = np.float32(atomic.real(a, 28)), np.float32(atomic.real(a, 29))
+    if rows == 1 and a[10] == 0 and a[11] == 0:
+        at = _row_by_panels(a, left, a_step, entry, first, at, last, start, count, low, high)
     for j in range(at, last):
         columns = min(n - j * PANEL, PANEL)
         width = PANEL if columns > LANES else LANES
@@ -197,6 +199,25 @@ def _block(a, part, entry, first, rows, at, last, start, count):
               bias, residual, a[13], 1 if start > 0 else 0, low, high, ahead)  # fmt: skip
         if final and code > 2:
             finish(a[26], c, rows, columns, c_row, code)
+
+
+@njit(nogil=True)
+def _row_by_panels(a, left, a_step, entry, first, at, last, start, count, low, high):
+    """One row by packed panels of [at, last), ABREAST at a time; returns the first panel that is left."""
+    n, k, code, offsets = a[6], a[7], a[27], atomic.i64(a, 14)
+    while at + ABREAST <= last and (at + ABREAST) * PANEL <= n:
+        column = at * PANEL
+        weights = advance(atomic.f32(a, 1), offsets[3 * entry + 1] + column * k + start * PANEL)
+        c = advance(atomic.f32(a, 2), offsets[3 * entry + 2] + first * a[12] + column)
+        bias, residual = atomic.f32(a, 3), atomic.f32(a, 4)
+        final = start + count >= k
+        bias = advance(bias, column) if start == 0 and not is_null(bias) else null()
+        residual = advance(residual, first * a[13] + column) if final and not is_null(residual) else null()
+        one_row(a[31], left, a_step, weights, k * PANEL, c, count, bias, residual, 1 if start > 0 else 0, low, high)
+        if final and code > 2:
+            finish(a[26], c, 1, ABREAST * PANEL, a[12], code)
+        at += ABREAST
+    return at
 
 
 @njit(nogil=True)
@@ -227,6 +248,8 @@ def blocking(m: int, n: int, k: int, entries: int, threads: int, packed: bool, p
         block = -(-block // ROWS) * ROWS
     blocks = max(-(-m // block), 1)
     groups = min(max(-(-wanted // (entries * blocks)), 1), panels)
+    if m == 1 and packed and wanted > 1:
+        groups = -(-panels // ABREAST)
     return block, -(-panels // groups), k_block
 
 
@@ -249,7 +272,7 @@ def product_rows(
         runtime.row(
             multiply, parts, a, b, c, bias, residual, m, n, k, *a_strides, *b_strides, c_row, residual_row, offsets, entries,
             block, group, k_block, pack_a, counter(), workspace, floats, parts, STRIPS[0].address, STRIPS[1].address,
-            FINISH.address if code > 2 else 0, code, low, high, NOWHERE,
+            FINISH.address if code > 2 else 0, code, low, high, NOWHERE, ONE_ROW.address,
         )
     ]  # fmt: skip
 

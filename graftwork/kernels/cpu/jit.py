@@ -1,14 +1,19 @@
 """Numba's `njit` with a disk cache that several processes can share, that notices every edit, and that may be missing.
 
-Three gaps in Numba's cache are closed here. It numbers its files without a lock, so two processes that compile different
+Four gaps in Numba's cache are closed here. It numbers its files without a lock, so two processes that compile different
 signatures of one function at once can leave an index that points at the wrong code. It looks at the function's own source
-file only, although a kernel is compiled together with functions of its neighbours. And it raises where the folder is full or
-read-only, although everything would work without it.
+file only, although a kernel is compiled together with functions of its neighbours. It raises where the folder is full or
+read-only, although everything would work without it. And it names compiled functions by a count that begins with 1 in every
+process: two that were compiled in different processes, from one function with different intrinsics (Winograd's transforms), may
+bear one name, and then a third process that loads both runs the first one's code for both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import caching
+from numba.core import bytecode, caching
 
 try:
     import fcntl
@@ -24,6 +29,16 @@ except ImportError:  # Windows has no flock; the gap stays open there
     fcntl = None  # type: ignore[assignment]
 
 STAMP = tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in Path(__file__).parent.glob("*.py")))
+
+
+def count_apart() -> None:
+    """Number compiled functions from here on as no other process does."""
+    bytecode.FunctionIdentity._unique_ids = itertools.count(secrets.randbits(56))
+
+
+count_apart()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=count_apart)
 
 
 class SharedCacheFile(caching.IndexDataCacheFile):

@@ -32,6 +32,7 @@ from .simd import LANES, ROWS
 _F32, _I64 = types.CPointer(types.float32), types.CPointer(types.int64)
 STREAMED = 4  # with so few rows, b is read once at the speed of memory: its next lines are asked for
 AHEAD = 1024  # floats
+ABREAST = 4  # panels that one row is multiplied by side by side
 EAGER = 8  # tiles of at most so many rows fetch all of the next panel, higher ones half of it, so the first two do together
 _FLOAT, _INT, _BOOL = ir.FloatType(), ir.IntType(64), ir.IntType(1)
 _VECTOR, _MASK = ir.VectorType(_FLOAT, LANES), ir.VectorType(_BOOL, LANES)
@@ -41,6 +42,10 @@ _OPTIONS = {"boundscheck": False, "error_model": "numpy"}
 _STRIP = types.void(
     _F32, _F32, _F32, types.int64, types.int64, types.int64, types.int64, _I64, types.int64, types.int64, types.int64,
     _F32, _F32, types.int64, types.int64, types.float32, types.float32, _F32,
+)  # fmt: skip
+# a, a_step, b, panel_step, c, run, bias, residual, adds, low, high
+_ROW = types.void(
+    _F32, types.int64, _F32, types.int64, _F32, types.int64, _F32, _F32, types.int64, types.float32, types.float32,
 )  # fmt: skip
 _FINISH = types.void(_F32, types.int64, types.int64, types.int64, types.int64)  # c, rows, columns, c_row, code
 
@@ -82,6 +87,12 @@ def strip(typing_context, address, a, b, c, rows, a_row, a_step, run, offsets, s
     holds a part of the sum already. low, high: what the result is clamped to; NaN stays NaN. segments or run may be 0. ahead:
     the panel that this thread reads next, which is fetched into the second-level cache meanwhile; b if there is none."""
     return _caller(_STRIP)
+
+
+@intrinsic
+def one_row(typing_context, address, a, a_step, b, panel_step, c, run, bias, residual, adds, low, high):
+    """Call the function at `address` that computes one row of the result by ABREAST whole panels, `panel_step` floats apart."""
+    return _caller(_ROW)
 
 
 @intrinsic
@@ -256,15 +267,7 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
 
     sums = _if(builder, builder.icmp_signed("!=", adds, _INT(0)), added(c, steps), sums)
     sums = _if(builder, has_residual, added(residual, residual_steps), sums)
-    lowest, highest = simd._broadcast(builder, low), simd._broadcast(builder, high)
-
-    def clamp():  # comparisons that are false for NaN, so that NaN stays
-        above = [builder.select(builder.fcmp_ordered(">", lowest, value), lowest, value) for value in sums]
-        return [builder.select(builder.fcmp_ordered("<", highest, value), highest, value) for value in above]
-
-    infinity = ir.Constant(_FLOAT, float("inf"))
-    bounded = builder.or_(builder.fcmp_ordered("<", high, infinity), builder.fcmp_ordered("<", builder.fneg(infinity), low))
-    clamped = _if(builder, bounded, clamp, sums)
+    clamped = _clamped(builder, sums, low, high)
     whole = builder.icmp_signed("==", columns, _INT(vectors * LANES))
     with builder.if_else(whole) as (then, otherwise):
         with then:
@@ -279,7 +282,7 @@ def _emit_tile(builder, arguments, rows: int, vectors: int) -> None:
 def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, start, ahead):
     """The sums over all segments and steps, in registers."""
     lines, cache = lines_ahead(rows, vectors), 1 if rows <= STREAMED else 2
-    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32")
+    fma = _multiply_add(builder)
     row_bytes = builder.mul(a_row, _INT(4))
     step_bytes = builder.mul(a_step, _INT(4))
     multiples = simd.row_multiples(builder, row_bytes, rows)
@@ -318,6 +321,61 @@ def _sums(builder, rows, vectors, a, b, a_row, a_step, run, offsets, segments, s
 def lines_ahead(rows: int, vectors: int) -> int:
     """Cache lines that a tile asks for at each step: as many as it reads, or half of it where it has time for two tiles."""
     return vectors if rows <= EAGER else 1
+
+
+@intrinsic
+def _row_of_panels(typing_context, a, a_step, b, panel_step, c, run, bias, residual, adds, low, high):
+    """One row by ABREAST panels: as many streams from memory, which the processor fetches ahead better than a single one, and
+    sums enough to hide how long a multiply-add takes."""
+
+    def code(context, builder, _, arguments):
+        a, a_step, b, panel_step, c, run, bias, residual, adds, low, high = arguments
+        count, zero = 2 * ABREAST, ir.Constant(_VECTOR, None)
+        fma = _multiply_add(builder)
+        step_bytes = builder.mul(a_step, _INT(4))
+
+        def step(_, carried):
+            here, b_here, *sums = carried
+            value = simd._broadcast(builder, builder.load(builder.bitcast(here, _FLOAT.as_pointer())))
+            sums = [
+                builder.call(fma, [value, simd._load(builder, b_here, builder.mul(panel_step, _INT(j // 2)), j % 2), sums[j]])
+                for j in range(count)
+            ]
+            return [builder.gep(here, [step_bytes]), builder.gep(b_here, [_INT(2 * LANES)]), *sums]
+
+        start = [builder.bitcast(a, simd.BYTES), b, *[zero] * count]
+        sums = _loop(builder, run, start, step)[2:]
+        partial = builder.select(builder.icmp_signed("!=", adds, _INT(0)), c, ir.Constant(_FLOAT.as_pointer(), None))
+        for base in (bias, residual, partial):
+            given = builder.icmp_unsigned("!=", builder.ptrtoint(base, _INT), _INT(0))
+
+            def added(base=base, sums=sums):
+                return [builder.fadd(value, simd._load(builder, base, _INT(0), j)) for j, value in enumerate(sums)]
+
+            sums = _if(builder, given, added, sums)
+        for j, value in enumerate(_clamped(builder, sums, low, high)):
+            builder.store(value, simd._vector_pointer(builder, c, _INT(0), j)).align = 4
+        return context.get_dummy_value()
+
+    return _ROW, code
+
+
+def _multiply_add(builder):
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+
+
+def _clamped(builder, sums, low, high):
+    """The values between low and high, where these are finite; NaN stays NaN."""
+    lowest, highest = simd._broadcast(builder, low), simd._broadcast(builder, high)
+
+    def clamp():  # comparisons that are false for NaN
+        above = [builder.select(builder.fcmp_ordered(">", lowest, value), lowest, value) for value in sums]
+        return [builder.select(builder.fcmp_ordered("<", highest, value), highest, value) for value in above]
+
+    infinity = ir.Constant(_FLOAT, float("inf"))
+    bounded = builder.or_(builder.fcmp_ordered("<", high, infinity), builder.fcmp_ordered("<", builder.fneg(infinity), low))
+    return _if(builder, bounded, clamp, sums)
 
 
 def _prefetch(builder, pointer, cache: int) -> None:
@@ -430,6 +488,11 @@ def _strip1(a, b, c, rows, a_row, a_step, run, offsets, segments, c_row, columns
         done += size
 
 
+def _one_row(a, a_step, b, panel_step, c, run, bias, residual, adds, low, high):
+    _row_of_panels(a, a_step, b, panel_step, c, run, bias, residual, adds, low, high)
+
+
+ONE_ROW = Leaf(_one_row, _ROW)
 STRIPS = Leaf(_strip1, _STRIP), Leaf(_strip2, _STRIP)  # by vectors - 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..plan import Plan, Spec, spec_of
@@ -82,32 +84,30 @@ def average_step(a, part):
 # -- plans. They have no outputs: `out` is None, and the inputs that are written must be contiguous ---------------------
 
 
-def plan_sgd_update(
-    param: Spec, grad: Spec, buf: Spec, lr: Spec, *, out: None = None, momentum: float, nesterov: bool, weight_decay: float,
-    dampening: float,
-) -> Plan | None:  # fmt: skip
-    if not all_float32(param, grad, buf, lr):
+def plan_sgd_update(*specs: Spec, out: None = None, momentum: float, nesterov: bool, weight_decay: float,
+                    dampening: float) -> Plan | None:  # fmt: skip
+    numbers = (float(momentum), float(weight_decay), int(nesterov), 1.0 - dampening)
+    return _plan_updates(sgd_step, specs, 3, 2, numbers)
+
+
+def plan_adam_update(*specs: Spec, out: None = None, beta1: float, beta2: float, epsilon: float, weight_decay: float,
+                     decoupled: bool) -> Plan | None:  # fmt: skip
+    numbers = (float(beta1), float(beta2), float(epsilon), float(weight_decay), int(decoupled))
+    return _plan_updates(adam_step, specs, 5, 6, numbers)
+
+
+def _plan_updates(step, specs: Sequence[Spec], period: int, work: int, numbers: tuple) -> Plan | None:
+    """A row for each parameter: `period` arrays of it, then the learning rate. work: operations an element, for the threads."""
+    if not all_float32(*specs):
         return None
-    parts = parts_for(param.size, 2 * param.size)
 
     def bind(inputs, outputs, workspace):
-        numbers = (float(momentum), float(weight_decay), int(nesterov), 1.0 - dampening)
-        return [runtime.row(sgd_step, parts, parts, param.size, *inputs, *numbers)] if param.size else []
-
-    return Plan(bind)
-
-
-def plan_adam_update(
-    param: Spec, grad: Spec, m: Spec, v: Spec, step: Spec, lr: Spec, *, out: None = None, beta1: float, beta2: float,
-    epsilon: float, weight_decay: float, decoupled: bool,
-) -> Plan | None:  # fmt: skip
-    if not all_float32(param, grad, m, v, step, lr):
-        return None
-    parts = parts_for(param.size, 6 * param.size)
-
-    def bind(inputs, outputs, workspace):
-        numbers = (float(beta1), float(beta2), float(epsilon), float(weight_decay), int(decoupled))
-        return [runtime.row(adam_step, parts, parts, param.size, *inputs, *numbers)] if param.size else []
+        rows = []
+        for i in range(0, len(specs) - 1, period):
+            if size := specs[i].size:
+                parts = parts_for(size, work * size)
+                rows.append(runtime.row(step, parts, parts, size, *inputs[i : i + period], inputs[-1], *numbers))
+        return rows
 
     return Plan(bind)
 
@@ -130,19 +130,14 @@ def _as_float32(number: np.ndarray) -> np.ndarray:
     return np.asarray(number, np.float32)
 
 
-def sgd_update(
-    param: np.ndarray,
-    grad: np.ndarray,
-    buf: np.ndarray,
-    lr: np.ndarray,
-    *,
-    out: None = None,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    dampening: float,
-) -> None:
-    """One step of SGD as PyTorch defines it (Sutskever et al., 2013). Writes param, and buf with momentum."""
+def sgd_update(*arrays: np.ndarray, out: None = None, **attrs) -> None:
+    """One step of SGD as PyTorch defines it (Sutskever et al., 2013), for every (param, grad, buf) before the learning rate."""
+    for i in range(0, len(arrays) - 1, 3):
+        _sgd_one(*arrays[i : i + 3], arrays[-1], **attrs)
+
+
+def _sgd_one(param: np.ndarray, grad: np.ndarray, buf: np.ndarray, lr: np.ndarray, *, momentum: float, nesterov: bool,
+             weight_decay: float, dampening: float) -> None:  # fmt: skip
     if param.size >= PARALLEL_FROM and _flat(param, grad, buf):
         arrays = (param, grad, buf, _as_float32(lr))
         attrs = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "dampening": dampening}
@@ -156,25 +151,18 @@ def sgd_update(
     np.subtract(param, step * float(lr), param)
 
 
-def adam_update(
-    param: np.ndarray,
-    grad: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
-    step: np.ndarray,
-    lr: np.ndarray,
-    *,
-    out: None = None,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
-    decoupled: bool,
-) -> None:
-    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019).
+def adam_update(*arrays: np.ndarray, out: None = None, **attrs) -> None:
+    """One step of Adam (Kingma and Ba, 2015), or AdamW where decoupled (Loshchilov and Hutter, 2019), for every
+    (param, grad, m, v, step) before the learning rate.
 
     Writes param, m and v. `step` counts from one and has already been incremented.
     """
+    for i in range(0, len(arrays) - 1, 5):
+        _adam_one(*arrays[i : i + 5], arrays[-1], **attrs)
+
+
+def _adam_one(param, grad, m, v, step, lr, *, beta1: float, beta2: float, epsilon: float, weight_decay: float,
+              decoupled: bool) -> None:  # fmt: skip
     if param.size >= PARALLEL_FROM and _flat(param, grad, m, v):
         arrays = (param, grad, m, v, _as_float32(step), _as_float32(lr))
         attrs = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "weight_decay": weight_decay, "decoupled": decoupled}

@@ -19,10 +19,11 @@ ACTIVATIONS = {
     "gelu": 8,
 }
 
-TYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bf16_t", "int8": "i8", "int32": "i32"}  # names in types.cuh
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int32": 4}
+# The names in types.cuh, and sizes.
+TYPES = {"float32": "float", "float16": "half_t", "bfloat16": "bf16_t", "int8": "i8", "uint8": "u8", "int32": "i32"}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "int32": 4}
 
-_I, _L = ctypes.c_int32, ctypes.c_int64
+_I, _L, _F = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
 class Launch(NamedTuple):
@@ -64,8 +65,19 @@ class RowMap(ctypes.Structure):
     ]
 
 
+class Requantise(ctypes.Structure):
+    """What int8 products are finished with: a factor for each column's scale, the output's zero point and clamp."""
+
+    _fields_ = [("factor", _F), ("zero", _F), ("low", _F), ("high", _F)]
+
+
+def plain_scale() -> Requantise:
+    """Nothing but each column's own scale."""
+    return Requantise(1.0, 0.0, -math.inf, math.inf)
+
+
 class OutputForm(ctypes.Structure):
-    _fields_ = [("rows", RowMap), ("wide", _I)]
+    _fields_ = [("rows", RowMap), ("wide", _I), ("requantise", Requantise)]
 
 
 class GemmArguments(ctypes.Structure):

@@ -51,31 +51,64 @@ DEVICE i64 row_offset(const RowMap& map, u32 m) {
   return ((i64(n) * map.image_height + map.start_y + map.step_y * i32(y)) * map.image_width + map.start_x + map.step_x * i32(x)) * map.ld;
 }
 
+// What an int8 product's accumulator becomes, behind bias and scale: see kernels/reference/quantized.py.
+struct Requantise {
+  float factor, zero, low, high;  // multiplies each column's scale; zero point and clamp of the output
+};
+
 struct Epilogue {
   const void* bias;      // one for each column, of the output's type (int32 for int8 products), or null
   const void* residual;  // laid out as the output and of its type, added before the activation, or null
   const float* scale;    // one for each column, multiplies accumulator plus bias, or null: requantisation
   i32 wide;              // 1: rows of the output (and residual) begin on 16 bytes and their length is a multiple of it
+  Requantise requantise; // int8 products only
 };
 
 // What of an output is not a pointer, passed by value.
 struct OutputForm {
   RowMap rows;
   i32 wide;  // as in Epilogue
+  Requantise requantise;
 };
 
-template <class Bias>
+// Whether values of a type are rounded to whole numbers.
+template <class T>
+struct Whole {
+  static constexpr bool value = false;
+};
+template <>
+struct Whole<i8> {
+  static constexpr bool value = true;
+};
+template <>
+struct Whole<u8> {
+  static constexpr bool value = true;
+};
+
+template <class Out, class Bias>
 DEVICE float finish(float accumulator, float residual, int column, const Epilogue& e) {
   float value = accumulator;
   if (e.bias) value += to_float(static_cast<const Bias*>(e.bias)[column]);
   return activate<ACTIVATION>(value + residual);
 }
-template <class Bias>
+template <class Out, class Bias>
 DEVICE float finish(i32 accumulator, float residual, int column, const Epilogue& e) {
   if (e.bias) accumulator += static_cast<const i32*>(e.bias)[column];  // exact
   float value = to_float(accumulator);
-  if (e.scale) value *= e.scale[column];
-  return activate<ACTIVATION>(value + residual);
+  if (e.scale) value *= e.scale[column] * e.requantise.factor;
+  value = activate<ACTIVATION>(value + residual);
+  if constexpr (Whole<Out>::value) value = rintf(value) + e.requantise.zero;  // to even, and only then the zero point
+  return fminf(fmaxf(value, e.requantise.low), e.requantise.high);
+}
+
+// The value of the output. int32 sums of int8 products come out as they are, with the bias: float would cut off digits.
+template <class Out, class Bias, class Accumulator>
+DEVICE Out finished(Accumulator accumulator, float residual, int column, const Epilogue& e) {
+  return from_float<Out>(finish<Out, Bias>(accumulator, residual, column, e));
+}
+template <>
+DEVICE i32 finished<i32, i32, i32>(i32 accumulator, float residual, int column, const Epilogue& e) {
+  return accumulator + (e.bias ? static_cast<const i32*>(e.bias)[column] : 0);
 }
 
 // Finishes COUNT neighbouring columns of a row and stores them; `offset` is that of the first one. COUNT elements are 16 bytes.
@@ -91,12 +124,12 @@ DEVICE void store_columns(Out* out, i64 offset, int column, int columns, const A
     if (residual) added.vector = *reinterpret_cast<const Vec16*>(residual + offset);
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      pack.element[i] = from_float<Out>(finish<Bias>(value[i], residual ? to_float(added.element[i]) : 0.f, column + i, e));
+      pack.element[i] = finished<Out, Bias>(value[i], residual ? to_float(added.element[i]) : 0.f, column + i, e);
     *reinterpret_cast<Vec16*>(out + offset) = pack.vector;
     return;
   }
 #pragma unroll
   for (int i = 0; i < COUNT; i++)
     if (column + i < columns)
-      out[offset + i] = from_float<Out>(finish<Bias>(value[i], residual ? to_float(residual[offset + i]) : 0.f, column + i, e));
+      out[offset + i] = finished<Out, Bias>(value[i], residual ? to_float(residual[offset + i]) : 0.f, column + i, e);
 }

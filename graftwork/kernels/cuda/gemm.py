@@ -120,8 +120,8 @@ def launch_product(b: Builder, call: Call, out: View, bias: View | None, residua
     batch = call.extent.products
     if min(m, n, batch) == 0:
         return
-    tile = selection.simt_tile(m, n, batch, out.dtype.itemsize, b.processors)
-    splits = selection.simt_splits(tile, m, n, k, batch, b.processors)
+    what = call.kernel + "".join(f" pass {value}" for name, value in call.defines.items() if name == "PASS")
+    tile, splits = selection.simt_product(b, what, m, n, k, batch, out.dtype)
     share = ceil_div(ceil_div(k, splits), tile.k) * tile.k
     splits = max(1, ceil_div(k, share)) if share else 1
     form = structure([

@@ -3,8 +3,7 @@
 A kernel module describes an op as a pure function of shapes: `describe(b, *views, out=view, **attrs)`, where `b` is a Builder
 that collects steps (source file, macros, grid, block, arguments) and scratch arrays. `@kernel` turns it into what the registry
 wants, `fn(*arrays, out=..., **attrs)`: the steps are kept by shapes, strides, dtypes, alignments and attributes, so that a
-second
-call of the same form only fills in pointers. A Machine runs steps: `Gpu` through CuPy here, an emulator in the tests.
+second call of the same form only fills in pointers. A Machine runs steps: `Gpu` through CuPy here, an emulator in the tests.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from .loader import Source
 from .tensor_map import TensorMap, encode
 
 VECTOR = 16  # bytes: the widest access of one thread
+WORKSPACE = 256  # bytes: what scratch arrays of a bound call are aligned to, as the driver's own allocations are
 _GRID = (2**31 - 1, 65535, 65535)
 
 
@@ -70,8 +70,19 @@ class View(NamedTuple):
         return self._replace(shape=tuple(shape), strides=tuple(strides), offset=self.offset + offset, alignment=alignment)
 
 
+class Pointers(NamedTuple):
+    """A table of pointers, passed by value: one a view, in order, then null pointers up to `length`."""
+
+    views: tuple[View, ...]
+    length: int
+
+    def addresses(self, pointers: dict[int, int]) -> np.ndarray:
+        found = [_address(v, pointers) for v in self.views]
+        return np.array(found + [0] * (self.length - len(found)), np.uint64)
+
+
 class Step(NamedTuple):
-    """One launch. Arguments are Views (passed as pointers), None (a null pointer), NumPy scalars,
+    """One launch. Arguments are Views (passed as pointers), None (a null pointer), Pointers, NumPy scalars,
     structures (np.void, bytes) and TensorMaps of Views. cluster: blocks of a cluster, which the kernel itself declares."""
 
     source: Source
@@ -103,10 +114,11 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class Builder:
-    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work."""
+    """Collects the steps of one op call. `processors`: how many multiprocessors the device has, for sharing out work; `chip`:
+    its name and the driver's version, by which tuned choices are kept ("": none are looked up)."""
 
-    def __init__(self, slots: int, capability: int, processors: int):
-        self.capability, self.processors = capability, processors
+    def __init__(self, slots: int, capability: int, processors: int, chip: str = ""):
+        self.capability, self.processors, self.chip = capability, processors, chip
         self.steps: list[Step] = []
         self.scratch: list[Scratch] = []
         self._slots = itertools.count(slots)
@@ -209,9 +221,16 @@ class Machine(Protocol):
     capability: int
     processors: int
 
+    @property
+    def chip(self) -> str:
+        """As in Builder."""
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any: ...
 
     def run(self, step: Step, pointers: dict[int, int]) -> None: ...
+
+    def bind(self, step: Step, pointers: dict[int, int]) -> Callable[[], None]:
+        """All that can be done once (compiling, tensor maps, packing); the result launches the step."""
 
 
 stand_in: Machine | None = None  # tests put an emulator here; it takes NumPy arrays
@@ -230,13 +249,23 @@ class Gpu:
         self._launch = cupy.cuda.driver.launchKernel
         self._stream = cupy.cuda.get_current_stream
 
+    @functools.cached_property
+    def chip(self) -> str:
+        runtime = self._cupy.cuda.runtime
+        driver, name = runtime.driverGetVersion(), runtime.getDeviceProperties(self.number)["name"].decode()
+        return f"{name} (driver {driver // 1000}.{driver % 1000 // 10})"
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return empty(shape, dtype, self.number)
 
     def run(self, step: Step, pointers: dict[int, int]) -> None:
+        self.bind(step, pointers)()
+
+    def bind(self, step: Step, pointers: dict[int, int]) -> Callable[[], None]:
         handle = loader.function(self.number, step.source, step.kernel, step.shared)
         packed = pack(step.arguments, pointers)
-        self._launch(handle, *step.grid, *step.block, step.shared, self._stream().ptr, packed.address, 0)
+        form = (handle, *step.grid, *step.block, step.shared)
+        return lambda: self._launch(*form, self._stream().ptr, packed.address, 0)
 
 
 class Packed:
@@ -258,6 +287,8 @@ def pack(arguments: Sequence[Any], pointers: dict[int, int]) -> Packed:
             a = np.uint64(_address(a, pointers))
         elif isinstance(a, TensorMap):
             a = encode(a, _address(a.array, pointers))
+        elif isinstance(a, Pointers):
+            a = a.addresses(pointers)
         elif a is None:  # a null pointer
             a = np.uint64(0)
         values.append(np.frombuffer(a, np.uint8) if isinstance(a, bytes) else np.asarray(a))
@@ -284,11 +315,18 @@ def empty(shape, dtype, number: int | None = None):
         with cupy.cuda.Device(number):
             return cupy.empty(shape, dtype)
     except cupy.cuda.memory.OutOfMemoryError as error:
-        free, total = cupy.cuda.runtime.memGetInfo()
-        pool = cupy.get_default_memory_pool()
-        asked = math.prod(np.atleast_1d(np.asarray(shape, np.int64)).tolist()) * np.dtype(dtype).itemsize
-        raise DeviceMemoryError(explain_memory(asked, tuple(np.atleast_1d(shape)), np.dtype(dtype), pool.used_bytes(),
-                                               pool.total_bytes(), free, total)) from error  # fmt: skip
+        raise memory_error(shape, dtype) from error
+
+
+def memory_error(shape, dtype) -> DeviceMemoryError:
+    """What to raise when CuPy has found no room for an array."""
+    import cupy
+
+    free, total = cupy.cuda.runtime.memGetInfo()
+    pool = cupy.get_default_memory_pool()
+    sizes, dtype = tuple(np.atleast_1d(np.asarray(shape, np.int64)).tolist()), np.dtype(dtype)
+    asked = math.prod(sizes) * dtype.itemsize
+    return DeviceMemoryError(explain_memory(asked, sizes, dtype, pool.used_bytes(), pool.total_bytes(), free, total))
 
 
 def explain_memory(asked: int, shape, dtype, used: int, pooled: int, free: int, total: int) -> str:
@@ -315,11 +353,12 @@ def machine_of(arrays: Sequence[Any]) -> Machine:
         places = ", ".join("cpu" if isinstance(a, np.ndarray) else f"cuda:{a.device.id}" for a in arrays)
         raise DeviceError(f"a CUDA kernel needs all arrays on one GPU, these are on {places}; move them with x.to(...)")
     number = numbers.pop()
-    _require_current(number)
+    require_current(number)
     return gpu(number)
 
 
-def _require_current(number: int) -> None:
+def require_current(number: int) -> None:
+    """Raise DeviceError unless GPU `number` is the one that launches go to."""
     import cupy
 
     if (current := cupy.cuda.runtime.getDevice()) != number:
@@ -351,12 +390,40 @@ def view_of(slot: int, array) -> View:
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
+class Bound:
+    """A kernel call on arrays that keep their places, for replaying: described once, launched any number of times.
+
+    `workspace` bytes of scratch memory are the caller's to give (`place`), so that a launch allocates nothing and may be
+    recorded into a CUDA graph.
+    """
+
+    def __init__(self, description: Description, arrays: Sequence[Any], machine: Machine):
+        self._description, self._machine = description, machine
+        self._kept = arrays  # their addresses are in use
+        self._offsets: dict[int, int] = {}
+        self.workspace = 0
+        for s in description.scratch:
+            self._offsets[s.slot] = self.workspace
+            self.workspace += ceil_div(math.prod(s.shape) * s.dtype.itemsize, WORKSPACE) * WORKSPACE
+        self._launches: list[Callable[[], None]] = []
+
+    def place(self, address: int) -> None:
+        """Bind all steps, with the scratch arrays at an address that is a multiple of WORKSPACE. Compiles what is new."""
+        pointers = {i: address_of(a) for i, a in enumerate(self._kept)}
+        pointers.update({slot: address + offset for slot, offset in self._offsets.items()})
+        self._launches = [self._machine.bind(step, pointers) for step in self._description.steps]
+
+    def launch(self) -> None:
+        """Launch all steps in order on the current stream."""
+        for launch in self._launches:
+            launch()
+
+
 def kernel(describe: Callable) -> Callable:
     """The registry's function `fn(*arrays, out=..., **attrs)` from `describe(builder, *views, out=..., **attrs)`."""
     kept: dict[Any, Description] = {}
 
-    @functools.wraps(describe)
-    def fn(*arrays: Any, out: Any = None, **attrs: Any) -> None:
+    def described(arrays: tuple, out: Any, attrs: dict[str, Any]) -> tuple[Description, tuple, Machine]:
         many = isinstance(out, tuple)
         outs = out if many else () if out is None else (out,)
         everything = (*arrays, *outs)
@@ -369,14 +436,19 @@ def kernel(describe: Callable) -> Callable:
             if len(kept) >= 4096:  # a program with ever new shapes must not grow without end
                 kept.clear()
             kept[form] = description
-        run(description, everything, machine)
+        return description, everything, machine
+
+    @functools.wraps(describe)
+    def fn(*arrays: Any, out: Any = None, **attrs: Any) -> None:
+        run(*described(arrays, out, attrs))
 
     fn.describe = describe  # type: ignore[attr-defined]
+    fn.bind = lambda *arrays, out=None, **attrs: Bound(*described(arrays, out, attrs))  # type: ignore[attr-defined]
     return fn
 
 
 def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:
-    builder = Builder(len(views), machine.capability, machine.processors)
+    builder = Builder(len(views), machine.capability, machine.processors, machine.chip)
     outs = views[inputs:]
     given = outs if many else outs[0] if outs else None
     describe(builder, *views[:inputs], out=given, **attrs)

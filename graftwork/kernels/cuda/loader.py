@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import DeviceError, KernelError
+from ...folders import cache_folder
 from . import nvrtc
 
 try:
@@ -96,19 +97,12 @@ def compile_source(source: Source, architecture: str, ptx: bool = False) -> nvrt
 # -- the cache on disk -------------------------------------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """GRAFTWORK_CACHE, or `graftwork` in the user's cache folder; below it, `cuda`."""
-    if os.environ.get("GRAFTWORK_CACHE"):
-        return Path(os.environ["GRAFTWORK_CACHE"]) / "cuda"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graftwork" / "cuda"
-
-
 def cubin(source: Source, architecture: str) -> bytes:
     """Machine code from the cache, or compiled and put there. A damaged entry is compiled again.
 
     A folder that cannot be written makes every process compile for itself; the first such call says so.
     """
-    path = cache_folder() / f"{key(source, architecture)}.cubin"
+    path = cache_folder("cuda") / f"{key(source, architecture)}.cubin"
     code = _read(path)
     if code is not None:
         return code
@@ -261,4 +255,4 @@ def explain_load_failure(error: str, exact: str, compiler: tuple[int, int], driv
             f"Install a newer driver, or graftwork[cuda{driver[0]}]"
         )
     versions = f"driver CUDA {driver[0]}.{driver[1]}, NVRTC {compiler[0]}.{compiler[1]}"
-    return f"{about}; {versions}. Delete {cache_folder()} and try again"
+    return f"{about}; {versions}. Delete {cache_folder('cuda')} and try again"

@@ -326,7 +326,7 @@ struct Output {
 
 // The pointers that end every kernel's list of parameters, and how they become an Output.
 #define OUTPUT_POINTERS void *out, void *partial, const void *bias, const void *residual, const float *scale
-#define OUTPUT_FROM(form) Output{out, partial, form.rows, {bias, residual, scale, form.wide}}
+#define OUTPUT_FROM(form) Output{out, partial, form.rows, {bias, residual, scale, form.wide, form.requantise}}
 
 // Each warp turns 16 rows at a time through shared memory, so that a lane holds 16 bytes of one row.
 template <class Tile, class Out, class Bias>

@@ -16,10 +16,12 @@ from .arguments import (
     Launch,
     OutputForm,
     Patches,
+    Requantise,
     RowMap,
     SplitArguments,
     activation_code,
     alignment,
+    plain_scale,
     widest,
 )
 
@@ -65,13 +67,14 @@ def choose_splits(tiles: int, blocks: int, multiprocessors: int) -> int:
 
 
 class Finish(NamedTuple):
-    """What an epilogue adds. bias: (n,) of the output's type (int32 for int8 products); scale: (n,) float32, int8
-    products only; residual: laid out as the output."""
+    """What an epilogue adds. bias: (n,) of the output's type (int32 for int8 products); scale: (n,) float32, and
+    requantise: int8 products only; residual: laid out as the output."""
 
     bias: Any = None
     residual: Any = None
     scale: Any = None
     activation: str | None = None
+    requantise: Requantise | None = None
 
 
 NOTHING = Finish()
@@ -88,7 +91,7 @@ class _Output(NamedTuple):
 def _form(finish: Finish, output: _Output) -> OutputForm:
     item = BYTES[output.dtype]
     starts = [output.rows.ld * item, output.batch * item, alignment(output.out), alignment(finish.residual)]
-    return OutputForm(output.rows, int(all(s % 16 == 0 for s in starts)))
+    return OutputForm(output.rows, int(all(s % 16 == 0 for s in starts)), finish.requantise or plain_scale())
 
 
 def _defines(dtype: str, out_dtype: str, tile: Tile, vec_a: int, vec_b: int, **more: int) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(256)
 split_k(const ACC_TYPE* partial, OUT_TYPE* out, const void* bias, const void* residual, const float* scale,
         const __grid_constant__ SplitArguments p) {
   i64 size = i64(p.rows) * p.columns, all = size * gridDim.z;
-  Epilogue e{bias, residual, scale, p.form.wide};
+  Epilogue e{bias, residual, scale, p.form.wide, p.form.requantise};
   i64 shift = blockIdx.z * p.batch_out;
   if (p.by_column) {
     if (e.bias) e.bias = static_cast<const BIAS_TYPE*>(e.bias) + shift;
@@ -25,6 +25,6 @@ split_k(const ACC_TYPE* partial, OUT_TYPE* out, const void* bias, const void* re
     for (int split = 0; split < p.splits; split++) sum += partial[split * all + blockIdx.z * size + i];
     i64 offset = shift + row_offset(p.form.rows, row) + column;
     float added = e.residual ? to_float(static_cast<const OUT_TYPE*>(e.residual)[offset]) : 0.f;
-    out[offset] = from_float<OUT_TYPE>(finish<BIAS_TYPE>(sum, added, column, e));
+    out[offset] = finished<OUT_TYPE, BIAS_TYPE>(sum, added, column, e);
   }
 }

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import mma, wgmma
+from . import mma, selection, wgmma
 from .arguments import Launch
 from .launch import Builder, View
 
@@ -44,6 +44,21 @@ def _workspace(b: Builder) -> Callable[[int], View]:
     return lambda size: b.empty((size,), "uint8")
 
 
+def _mma_choice(b: Builder, what: str, m: int, n: int, k: int, batch: int, dtype: str) -> dict[str, Any]:
+    """Tile and splits of a product on mma.sync: the rule's, or tuned ones."""
+    usual = mma.choose_tile(m, n, batch, b.capability, b.processors)
+    count = math.ceil(m / usual.m) * math.ceil(n / usual.n) * batch
+    splits = mma.choose_splits(count, math.ceil(k * mma.BYTES[dtype] / mma.DEPTH), b.processors)
+    tiles = [t._replace(stages=usual.stages) for t in mma.TILES]
+    tile, splits = selection.mma_product(b, what, m, n, k, batch, dtype, tiles, usual, splits)
+    return {"tile": tile, "splits": splits}
+
+
+def _mma_conv_choice(b: Builder, conv: mma.Conv, dtype: str) -> dict[str, Any]:
+    k = math.prod(conv.kernel) * conv.inputs
+    return _mma_choice(b, "conv_mma", math.prod(conv.out[:3]), conv.outputs, k, conv.groups, dtype)
+
+
 def _splits(m: int, n: int, k: int, itemsize: int, processors: int) -> int:
     """Cuts of a long sum whose tiles (128 x 128) leave most of the device idle."""
     tiles = math.ceil(m / 128) * math.ceil(n / 128)
@@ -65,7 +80,7 @@ def add_gemm(b: Builder, left: Any, right: Any, out: View, extent, bias, residua
     def general():
         return mma.gemm(left.view, right.view, out, a_k=left.along_k, b_k=right.along_k, lda=left.pitch, ldb=right.pitch,
             arch=b.capability,
-                        **common)  # fmt: skip
+                        **_mma_choice(b, "gemm_mma", m, n, k, batch, dtype), **common)  # fmt: skip
 
     def fast():
         a, c = left, right
@@ -115,7 +130,9 @@ def add_conv(b: Builder, x: View, w: View, out: View, conv: mma.Conv, bias, resi
         weights = b.dense(_swapped(w)) if packed else w
         return wgmma.conv(x, weights, out, conv, packed=packed, splits=_conv_splits(b, conv, out), **common)
 
-    _keeping_steps(b, fast, lambda: mma.conv(x, w, out, conv, arch=b.capability, **common))
+    _keeping_steps(
+        b, fast, lambda: mma.conv(x, w, out, conv, arch=b.capability, **_mma_conv_choice(b, conv, dtype), **common)
+    )
 
 
 def _swapped(w: View) -> View:
@@ -143,3 +160,29 @@ def add_conv_weight_grad(b: Builder, x: View, g: View, out: View, conv: mma.Conv
     splits = _splits(m, conv.outputs, k, out.dtype.itemsize, b.processors)
     _first_that_can(b, lambda: wgmma.conv_weight_grad(x, g, out, conv, splits=splits, **common),
                     lambda: mma.conv_weight_grad(x, g, out, conv, arch=b.capability, **common))  # fmt: skip
+
+
+# -- int8 --------------------------------------------------------------------------------------------------------------
+
+
+def add_gemm_int8(b: Builder, left: View, right: View, out: View, extent: tuple[int, int, int], finish: mma.Finish) -> None:
+    """out (m, n) = finish(A B) with int32 sums; left: (m, k) and right: (n, k), dense int8."""
+    m, n, k = extent
+    common: dict[str, Any] = {"m": m, "n": n, "k": k, "dtype": "int8", "out_dtype": out.dtype.name, "a_k": True, "b_k": True,
+                              "lda": k, "ldb": k, "ldc": n, "batch_strides": (m * k, n * k, m * n), "finish": finish,
+                              "multiprocessors": b.processors, "workspace": _workspace(b)}  # fmt: skip
+    splits = _splits(m, n, k, 1, b.processors)
+    _first_that_can(b, lambda: wgmma.gemm(left, right, out, splits=splits, **common),
+                    lambda: mma.gemm(left, right, out, arch=b.capability, **_mma_choice(b, "gemm_mma", m, n, k, 1, "int8"),
+                                     **common))  # fmt: skip
+
+
+def add_conv_int8(b: Builder, x: View, w: View, out: View, conv: mma.Conv, finish: mma.Finish) -> None:
+    """out = finish(convolution) with int32 sums; x: dense int8 NHWC, w: dense int8 HWIO."""
+    common: dict[str, Any] = {"out_dtype": out.dtype.name, "finish": finish, "multiprocessors": b.processors,
+                              "workspace": _workspace(b)}  # fmt: skip
+    packed = b.dense(_swapped(w))
+    _first_that_can(
+        b, lambda: wgmma.conv(x, packed, out, conv, dtype="int8", packed=True, splits=_conv_splits(b, conv, x), **common),
+        lambda: mma.conv_int8(x, packed, out, conv, arch=b.capability, **_mma_conv_choice(b, conv, "int8"), **common),
+    )  # fmt: skip

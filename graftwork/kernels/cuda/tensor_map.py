@@ -11,7 +11,8 @@ import numpy as np
 from ...errors import DeviceError
 from .arguments import BYTES
 
-_DRIVER_TYPES = {"float32": 7, "float16": 6, "bfloat16": 9, "int8": 0, "int32": 4}  # CUtensorMapDataType; int8 as bytes
+# CUtensorMapDataType; int8 as bytes
+_DRIVER_TYPES = {"float32": 7, "float16": 6, "bfloat16": 9, "int8": 0, "uint8": 0, "int32": 4}
 _SWIZZLE_128B, _L2_256B = 3, 3
 
 

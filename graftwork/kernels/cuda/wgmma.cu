@@ -26,6 +26,7 @@ struct WgmmaArguments {
   i32 stride_y, stride_x, base_y, base_x, dilation_y, dilation_x;
   i64 ld, batch_out;                  // of the residual, as of the output
   i32 wide;
+  Requantise requantise;
 };
 
 constexpr int kTileM = 128, kConsumers = 2, kDepth = 128;  // rows; warpgroups; bytes along K
@@ -202,7 +203,8 @@ DEVICE void fill_panel(u8* panel, const Accumulator (&d)[TILE_N / 2], const Plac
     float added = 0.f;
     bool inside = column < p.columns && r < place.rows;
     if (residual && inside) added = to_float(residual[place.offset + r * p.ld + column]);
-    return from_float<OUT_TYPE>(inside ? finish<BIAS_TYPE>(d[PANEL * (kPanelColumns / 2) + j * 4 + half * 2 + i], added, column, e) : 0.f);
+    Accumulator sum = d[PANEL * (kPanelColumns / 2) + j * 4 + half * 2 + i];
+    return inside ? finished<OUT_TYPE, BIAS_TYPE>(sum, added, column, e) : from_float<OUT_TYPE>(0.f);
   };
 #pragma unroll
   for (int j = 0; j < kPanelColumns / 8; j += 2) {
@@ -303,7 +305,7 @@ product_wgmma(const __grid_constant__ TensorMap map_a, const __grid_constant__ T
     if (threadIdx.x == 0) produce(shared, full, empty, &map_a, &map_b, p, rank);
   } else {
     registers_raise<232>();
-    consume(shared, full, empty, &map_out, Epilogue{bias, residual, scale, p.wide}, p, rank, warpgroup - 1);
+    consume(shared, full, empty, &map_out, Epilogue{bias, residual, scale, p.wide, p.requantise}, p, rank, warpgroup - 1);
   }
   if constexpr (CLUSTER > 1) cluster_sync();  // no block leaves while another may still write to it
 }

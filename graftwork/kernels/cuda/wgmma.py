@@ -7,7 +7,19 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .arguments import BYTES, TYPES, FastDivide, Launch, OutputForm, RowMap, SplitArguments, activation_code, alignment
+from .arguments import (
+    BYTES,
+    TYPES,
+    FastDivide,
+    Launch,
+    OutputForm,
+    Requantise,
+    RowMap,
+    SplitArguments,
+    activation_code,
+    alignment,
+    plain_scale,
+)
 from .mma import NOTHING, Conv, Finish
 from .tensor_map import TensorMap
 
@@ -43,6 +55,7 @@ class WgmmaArguments(ctypes.Structure):
         ("ld", _L),
         ("batch_out", _L),
         ("wide", _I),
+        ("requantise", Requantise),
     ]
 
 
@@ -108,6 +121,7 @@ def _finish_launches(
     **macros: int,
 ) -> Iterator[Launch]:
     """The product and, with several splits, the sum of the parts. out_map(array, dtype, splits) describes the output."""
+    arguments.requantise = finish.requantise or plain_scale()
     arguments.blocks = max(1, math.ceil(arguments.all_blocks / splits))
     arguments.splits = splits = max(1, math.ceil(arguments.all_blocks / arguments.blocks))
     total = math.prod(out_rows)
@@ -137,7 +151,7 @@ def _finish_launches(
     if partial is not None:
         rows, columns = total // out_rows[-1], out_rows[-1]
         plain = RowMap(ld=columns, plain=1, height=FastDivide.by(1), width=FastDivide.by(1))
-        form = OutputForm(plain, 0)
+        form = OutputForm(plain, 0, arguments.requantise)
         last = SplitArguments(batch_out, rows, columns, splits, 0, form)
         kept = {
             "ACC_TYPE": "i32" if dtype == "int8" else "float",

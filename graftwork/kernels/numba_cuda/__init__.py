@@ -13,7 +13,7 @@ _MODULES = {
     "reduce": "sum mean prod max min softmax log_softmax",
     "norm": "batch_norm batch_norm_train layer_norm",
     "pool": "max_pool2d max_pool2d_grad avg_pool2d avg_pool2d_grad",
-    "products": "matmul linear conv2d",
+    "products": "matmul linear conv2d conv2d_input_grad conv2d_weight_grad",
 }
 KERNELS = {op: {"numba_cuda": f"{module}:{op}"} for module, ops in _MODULES.items() for op in ops.split()}
 DTYPES = dict.fromkeys(_MODULES, ("float32",))

@@ -1,4 +1,4 @@
-"""Matrix product by tiles in shared memory, and direct convolution."""
+"""Matrix product by tiles in shared memory, and direct convolution with its gradients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from numba import cuda, float32
 
 from ..cuda.arguments import activation_code
+from .pool import place
 from .runtime import BLOCK, SIMULATED, dense, launch, library, over, spread
 
 TILE = 4 if SIMULATED else 16
@@ -89,6 +90,43 @@ def direct_convolution(out, x, w, bias, residual, stride, before, dilation, grou
         out[n, oy, ox, o] = activated(total, code)
 
 
+def input_gradient(dx, g, w, stride, before, dilation, groups):
+    """A thread an input value: the sum over the taps, and the outputs of its group, that it took part in."""
+    i = cuda.grid(1)
+    if i < dx.size:
+        n, iy, ix, c = place(i, dx.shape)
+        outputs = w.shape[3] // groups
+        first = c // w.shape[2] * outputs
+        total = float32(0)
+        for a in range(w.shape[0]):
+            top = iy + before[0] - a * dilation[0]
+            oy = top // stride[0]
+            for b in range(w.shape[1]):
+                left = ix + before[1] - b * dilation[1]
+                ox = left // stride[1]
+                if oy * stride[0] == top and ox * stride[1] == left and 0 <= oy < g.shape[1] and 0 <= ox < g.shape[2]:
+                    for o in range(first, first + outputs):
+                        total += g[n, oy, ox, o] * w[a, b, c % w.shape[2], o]
+        dx[n, iy, ix, c] = total
+
+
+def weight_gradient(dw, x, g, stride, before, dilation, groups):
+    """A thread a weight: the sum over all pixels of the output, each with the input pixel at the weight's tap."""
+    i = cuda.grid(1)
+    if i < dw.size:
+        a, b, c, o = place(i, dw.shape)
+        channel = o // (dw.shape[3] // groups) * dw.shape[2] + c
+        total = float32(0)
+        for n in range(g.shape[0]):
+            for oy in range(g.shape[1]):
+                y = oy * stride[0] - before[0] + a * dilation[0]
+                for ox in range(g.shape[2]):
+                    column = ox * stride[1] - before[1] + b * dilation[1]
+                    if 0 <= y < x.shape[1] and 0 <= column < x.shape[2]:
+                        total += x[n, y, column, channel] * g[n, oy, ox, o]
+        dw[a, b, c, o] = total
+
+
 def _or_empty(array, like, ndim: int):
     return library(like).empty((0,) * ndim, like.dtype) if array is None else dense(array)
 
@@ -119,4 +157,16 @@ def linear(x, w, b=None, r=None, *, out, activation=None) -> None:
 def conv2d(x, w, b=None, r=None, *, out, stride, padding, dilation, groups, activation=None) -> None:
     launch(direct_convolution, over(out.size), BLOCK, out, dense(x), dense(w), _or_empty(b, out, 1), _or_empty(r, out, 4),
         stride,
-           (padding[0][0], padding[1][0]), dilation, groups, activation_code(activation))  # fmt: skip
+           _before(padding), dilation, groups, activation_code(activation))  # fmt: skip
+
+
+def conv2d_input_grad(g, w, *, out, input_shape, stride, padding, dilation, groups) -> None:
+    launch(input_gradient, over(out.size), BLOCK, out, dense(g), dense(w), stride, _before(padding), dilation, groups)
+
+
+def conv2d_weight_grad(x, g, *, out, kernel_shape, stride, padding, dilation, groups) -> None:
+    launch(weight_gradient, over(out.size), BLOCK, out, dense(x), dense(g), stride, _before(padding), dilation, groups)
+
+
+def _before(padding):
+    return padding[0][0], padding[1][0]

@@ -15,6 +15,7 @@ FAMILIES = {
     "random": "dropout dropout_grad",
     "matmul": "matmul linear",
     "conv": "conv2d conv2d_input_grad conv2d_weight_grad",
+    "quantized": "quantized_matmul quantized_conv2d",
     "pool": "max_pool2d max_pool2d_grad max_pool2d_take avg_pool2d avg_pool2d_grad",
     "resize": "resize resize_grad",
 }

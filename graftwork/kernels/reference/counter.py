@@ -1,6 +1,7 @@
 """Counters."""
 
 
-def increment(counter, *, out=None) -> None:
-    """counter += 1 in place, for a 0-d array of any number type."""
-    counter += 1
+def increment(*counters, out=None) -> None:
+    """counter += 1 in place, for 0-d arrays of any number type."""
+    for counter in counters:
+        counter += 1

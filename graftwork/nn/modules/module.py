@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +77,10 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward(); define it to say what the module computes")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        output = self.forward(*args, **kwargs)
+        if mode.taps is not None and id(self) in mode.taps:
+            mode.taps[id(self)] = output
+        return output
 
     # -- walking the tree --------------------------------------------------------------------------------------------
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
@@ -202,6 +207,26 @@ class Module:
         return "\n".join(lines)
 
 
+def _heard(taps: dict[int, Any], module: Module) -> Any:
+    return taps[id(module)]
+
+
+@contextlib.contextmanager
+def listen(modules: Sequence[Module]) -> Iterator[Callable[[Module], Any]]:
+    """Inside the block, what each of `modules` returns is kept: the function given says it, or None before a module ran.
+
+    Of a module that runs several times, the last output counts. Per thread, so that others may use the same model meanwhile.
+    """
+    before, taps = mode.taps, {id(module): None for module in modules}
+    mode.taps = {**(before or {}), **taps}
+    try:
+        yield partial(_heard, mode.taps)
+    finally:
+        if before is not None:  # a block around this one may listen to the same modules
+            before.update({key: value for key, value in mode.taps.items() if key in before})
+        mode.taps = before
+
+
 def assign(target: Tensor, value) -> None:
     """Write values into a tensor that others hold: same shape, converted to its dtype and device."""
     if mode.trace is not None:
@@ -209,6 +234,16 @@ def assign(target: Tensor, value) -> None:
     source = tensor(np.asarray(value, target.dtype), device=target.device).data
     target.data[...] = source
     mark_written(target)
+
+
+def fill(target: Tensor, shape: tuple[int, ...], read: Callable[[np.ndarray | None], np.ndarray]) -> None:
+    """Let `read(out)` write values of this shape into a tensor that others hold, without a copy where its memory allows."""
+    data = target.data
+    if mode.trace is None and isinstance(data, np.ndarray) and data.flags.c_contiguous and data.flags.writeable:
+        read(data.reshape(shape))
+        mark_written(target)
+    else:
+        assign(target, read(None).reshape(target.shape))
 
 
 class Sequential(Module):

@@ -57,7 +57,8 @@ SCATTER_ADD = Op(
 def gather(x: Tensor, index: Tensor, axis: int = 0) -> Tensor:
     """Entries of `x` along `axis` at integer positions; negative ones count from the end.
 
-    Shape x.shape[:axis] + index.shape + x.shape[axis + 1:]. Raises IndexError for a position out of range.
+    Shape x.shape[:axis] + index.shape + x.shape[axis + 1:]. Raises IndexError for a position out of range;
+    on a GPU, where nobody looks before the kernel runs, it gives NaN (0 for integers).
     """
     axis = normal_axis("gather", axis, x.ndim)
     if mode.trace is not None:  # the eager kernel looks for itself
@@ -66,7 +67,7 @@ def gather(x: Tensor, index: Tensor, axis: int = 0) -> Tensor:
 
 
 def embedding(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of `table` (entries, width) at integer positions: index.shape + (width,)."""
+    """Rows of `table` (entries, width) at integer positions: index.shape + (width,). Positions out of range as in `gather`."""
     return gather(table, index, axis=0)
 
 

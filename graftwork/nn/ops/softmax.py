@@ -122,7 +122,8 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
     """Cross-entropy of softmax(logits) with class numbers.
 
-    logits: (batch, classes) before softmax. labels: (batch,) integers from 0 to classes - 1 (ShapeError otherwise).
+    logits: (batch, classes) before softmax. labels: (batch,) integers from 0 to classes - 1 (RangeError otherwise; on a
+    GPU, where nobody looks before the kernel runs, that row's loss is NaN).
     label_smoothing: this share of the target is spread evenly over all classes (Szegedy et al. 2016).
     """
     if not 0.0 <= label_smoothing < 1.0:

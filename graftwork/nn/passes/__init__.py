@@ -16,6 +16,7 @@ from .constant import fold_constants
 from .dead_code import remove_dead_code
 from .epilogue import fuse_epilogues
 from .padding import fold_padding
+from .precision import lower_precision
 
 Pass = Callable[[Graph], Graph]
 
@@ -25,6 +26,7 @@ PASSES: dict[str, Pass] = {
     "common_subexpressions": merge_common_subexpressions,
     "padding": fold_padding,
     "batch_norm": fold_batch_norm,
+    "precision": lower_precision,
     "epilogues": fuse_epilogues,
     "elementwise": fuse_elementwise,
     "clean_up": remove_dead_code,

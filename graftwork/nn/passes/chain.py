@@ -12,19 +12,21 @@ MOST_STEPS, MOST_INPUTS = 24, 8  # more would not fit into the kernel's blocks i
 def fuse_elementwise(graph: Graph) -> Graph:
     """Grow a chain backwards from each elementwise node over producers that nothing else reads and of the same shape."""
     for node in reversed(list(graph.nodes)):
-        if node in graph.nodes and _is_step(node):
+        if node in graph.nodes and _is_step(graph, node):
             _grow(graph, node)
     return graph
 
 
-def _is_step(node: Node) -> bool:
+def _is_step(graph: Graph, node: Node) -> bool:
+    """Whether a chain may hold a node. On the CPU its values are float32; on a GPU they may have 16 bits in memory, and casts
+    between those are steps like others."""
     from ...kernels.cpu.chain import elementwise_step  # Numba loads with the first graph
 
-    return node.op.name != "cast" and node.op.name != "chain" and elementwise_step(node.op.name, node.attrs) and _floats(node)
-
-
-def _floats(node: Node) -> bool:
-    return all(v.dtype in ("float32", "bool") for v in (*node.inputs, *node.outputs))
+    here = graph.device == "cpu"
+    names = ("float32", "bool") if here else ("float32", "float16", "bfloat16", "bool")
+    if node.op.name == "chain" or not all(v.dtype.name in names for v in (*node.inputs, *node.outputs)):
+        return False
+    return not here if node.op.name == "cast" else elementwise_step(node.op.name, node.attrs)
 
 
 def _grow(graph: Graph, last: Node) -> None:
@@ -47,7 +49,7 @@ def _grow(graph: Graph, last: Node) -> None:
 
 def _joins(graph: Graph, producer: Node, members: list[Node], last: Node) -> bool:
     """Whether only the chain reads the producer's result, it fills the chain's whole shape, and it may be computed there."""
-    if producer not in graph.nodes or not _is_step(producer) or producer.output.shape != last.output.shape:
+    if producer not in graph.nodes or not _is_step(graph, producer) or producer.output.shape != last.output.shape:
         return False
     if producer.output in graph.outputs or any(reader not in members for reader in graph.consumers()[producer.output]):
         return False

@@ -10,14 +10,15 @@ LARGEST = 16 << 20  # bytes; larger results are left to be computed ahead, where
 
 
 def fold_constants(graph: Graph) -> Graph:
-    """Replace nodes on constants by their results, and drop ops that only rename a value."""
+    """Replace nodes on constants by their results, and drop ops that only rename a value. (Those of a graph for a GPU are
+    computed ahead, there: the CPU may lack kernels for their dtype.)"""
     from ..lower import compute_now
 
-    kept = []
+    kept, here = [], graph.device == "cpu"
     for node in graph.nodes:
         if node.op.name == "identity":
             graph.replace(node.output, node.inputs[0])
-        elif not node.op.writes and all(v in graph.constants for v in node.inputs) and node.output.nbytes <= LARGEST:
+        elif here and not node.op.writes and all(v in graph.constants for v in node.inputs) and node.output.nbytes <= LARGEST:
             arrays: dict = dict(graph.constants)
             compute_now(node, arrays)
             for value in node.outputs:

@@ -46,7 +46,7 @@ def _fuse_sum(graph: Graph, node: Node) -> bool:
         x, weight, *bias = producer.inputs
         if other.shape == (weight.shape[-1],) and not bias and value.ndim > 1:
             inputs = [x, weight, other]
-        elif other.shape == value.shape and value.dtype == np.float32 and not _takes_in(graph, other, value, node):
+        elif other.shape == value.shape and _rounds_alike(graph, value) and not _takes_in(graph, other, value, node):
             bias = bias or [graph.add_constant(np.zeros(weight.shape[-1], weight.dtype), "no_bias")]
             inputs = [x, weight, bias[0], other]
         else:
@@ -54,6 +54,12 @@ def _fuse_sum(graph: Graph, node: Node) -> bool:
         _merge(graph, producer, node, inputs, producer.attrs)
         return True
     return False
+
+
+def _rounds_alike(graph: Graph, value: Value) -> bool:
+    """Whether what follows may see the sum before it is rounded to `value`'s dtype: not noticeable in float32; a gain where 16
+    bits are asked for."""
+    return value.dtype == np.float32 or graph.precision is not None
 
 
 def _takes_in(graph: Graph, other: Value, value: Value, node: Node) -> bool:
@@ -66,7 +72,7 @@ def _fuse_activation(graph: Graph, node: Node) -> bool:
     if node.op.name not in ACTIVATIONS or len(node.inputs) != 1 or any(v for v in node.attrs.values()):
         return False
     producer = _open(graph, node.inputs[0], node)
-    if producer is None or (node.output.dtype != np.float32 and node.op.name not in ("relu", "relu6")):
+    if producer is None or (not _rounds_alike(graph, node.output) and node.op.name not in ("relu", "relu6")):
         return False
     _merge(graph, producer, node, producer.inputs, {**producer.attrs, "activation": node.op.name})
     return True
