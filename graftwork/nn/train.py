@@ -57,15 +57,15 @@ class Trainer:
         self.history: list[dict] = []
         self.epoch = self.step = 0
         self.stop = False  # a plugin may set it in step_end
-        self._plugins, self.compile, self.precision = plugins, compile, precision
-        self.loss_scale, self.skipped = loss_scale, 0
-        self._static_step: Callable | None = None
-        self._gradients: Callable | None = None  # with a loss scale: the step's two graphs
-        self._update: Callable | None = None
         self.monitor, self.patience, self.notes = monitor, patience, json.loads(json.dumps(notes or {}))
         self.best: dict[str, Any] | None = None  # {"epoch": ..., "value": ...} of the monitored entry
         self._best_state: dict[str, np.ndarray] = {}
+        self._plugins, self.compile, self.precision = plugins, compile, precision
+        self.loss_scale, self.skipped = loss_scale, 0
+        self._static_step: Callable | None = None
         self._static_model: Callable | None = None
+        self._gradients: Callable | None = None  # with a loss scale: the step's two graphs
+        self._update: Callable | None = None
 
     @property
     def plugins(self):
@@ -145,11 +145,12 @@ class Trainer:
             )
         if self.precision == "fp16" and self.loss_scale is None:
             self.loss_scale = LossScale(device=next(iter(self.model.parameters())).device)
-        if self._static_model is not None and self._static_model.target is self.model:  # type: ignore[attr-defined]
-            return
-        self._static_model = compile(self.model)
+        known = self._static_model is not None and self._static_model.target is self.model  # type: ignore[attr-defined]
+        if not known:
+            self._static_model = compile(self.model)  # evaluates in float32
         if self.loss_scale is None:
-            self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss), self.precision)
+            if not known:
+                self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss), self.precision)
         else:
             self._static_step = self._scaled_step
             self._gradients = compile(self._scaled_gradients, self.precision)
@@ -230,8 +231,9 @@ class Trainer:
         """Write everything that `resume` needs; the file appears whole or not at all."""
         info = {
             "epoch": self.epoch, "step": self.step, "history": self.history, "random": rng.get_state(),
-            "schedule": self.schedule.state_dict() if self.schedule else None, "best": self.best, "notes": self.notes,
+            "schedule": self.schedule.state_dict() if self.schedule else None,
             "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
+            "best": self.best, "notes": self.notes,
         }  # fmt: skip
         arrays = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self._best_state}
         checkpoint.save(path, arrays, info)
