@@ -3,7 +3,7 @@
     python scripts/cifar10/train.py CIFAR.h5 --checkpoint run.h5
 
 CIFAR.h5 holds `jpeg` (all files' bytes), `offset`, `label` and the attribute `classes`. The last 5,000 images take no part in
-training nor in any choice; they are evaluated once, at the end. An interrupted run goes on from its checkpoint at the last whole
+training; they are evaluated once, at the end. An interrupted run goes on from its checkpoint at the last whole
 epoch, with the same results; the same seed gives the same weights on one machine.
 """
 
@@ -173,10 +173,10 @@ def write_provenance(path: Path, arguments, history: list[dict], result: dict) -
     text = f"""# ResNet-20's embedded weights for CIFAR-10
 
 Trained by Graftwork itself with `python scripts/cifar10/train.py cifar10-train.h5 --seed {arguments.seed} --epochs {arguments.epochs}`
-on {result["trained_on"]:,} of CIFAR-10's 50,000 training images, and evaluated once on the {VALIDATION:,} others, which took no part in
-training nor in any choice. The recipe was fixed beforehand, the number of epochs by the
-time at hand; the weights are those after the last step. CIFAR-10's test images were
-not used at all.
+on {result["trained_on"]:,} of CIFAR-10's 50,000 training images, and evaluated at the end on the {VALIDATION:,} others, which took no part in
+training. Two recipes were tried: with a rate of 0.2, half of the time, 30 epochs gave 0.876 on the same images; this
+is the second, so its figure owes a little to that look. The number of epochs was set by the time at hand;
+the weights are those after the last step. CIFAR-10's test images were not used at all.
 
 | | accuracy on the {VALIDATION:,} images kept aside | 95 % interval (Wilson) |
 |---|---|---|
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path(__file__).with_suffix(".log"))
     parser.add_argument("--checkpoint", type=Path, default=Path("resnet20-run.h5"), help="written after each epoch")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=36)
     parser.add_argument("--images", type=int, default=None, help="train on the first so many only, to try the script out")
     arguments = parser.parse_args()
     pixels, labels = load(arguments.cifar)

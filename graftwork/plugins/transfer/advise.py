@@ -145,7 +145,7 @@ def decide(measured: dict[str, Any], budget: float | None = None, epochs: int = 
     if strategy == "all" and budget is not None and tuning > budget:
         reasons.append(f"fine-tuning would take about {duration(tuning)}, more than the {duration(budget)} allowed")
         strategy = "features"
-    options = {} if strategy == "features" else {"epochs": epochs}
+    options: dict[str, Any] = {} if strategy == "features" else {"epochs": epochs}
     if strategy != "features" and measured["most"] > 5 * max(measured["fewest"], 1):
         options["balance"] = "weights"
     return Advice(

@@ -42,7 +42,7 @@ def describe(model: Module, layer: str | None, pooling: str) -> dict[str, Any]:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         array = np.ascontiguousarray(value.numpy())
         weights.update(f"{name} {array.dtype} {array.shape} ".encode())
-        weights.update(array)
+        weights.update(array.tobytes())
     return {
         "model": f"{type(model).__module__}.{type(model).__qualname__}", "weights": weights.hexdigest(),
         "preprocessing": getattr(model, "preprocessing", None), "input_shape": [int(n) for n in model.input_shape],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -79,15 +80,17 @@ def fit(folder: Path, model_name: str, weights: str | None, strength: float | No
     model = _pretrained(model_name, weights)
     console.print(f"{len(paths)} pictures of {len(classes)} classes, features of {model_name}")
     way = int(strategy) if strategy.isdigit() else strategy
-    options = {} if epochs is None else {"epochs": epochs}
+    options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     classifier = learn(model, paths, labels, classes, model_name, way, C=strength, progress=not as_json, **options)
     if classifier.advice is not None:
         console.print(str(classifier.advice))
     classifier.save(output)
     seconds, C = time.perf_counter() - start, getattr(classifier, "C_", None)
     console.print(f"learned in {seconds:.1f} s{'' if C is None else f' (C = {C})'}; wrote {output}")
-    result = {"output": str(output), "seconds": seconds, "images": len(paths), "classes": classes, "C": C,
-              "advice": None if classifier.advice is None else classifier.advice.to_dict()}  # fmt: skip
+    result: dict[str, Any] = {
+        "output": str(output), "seconds": seconds, "images": len(paths), "classes": classes, "C": C,
+        "advice": None if classifier.advice is None else classifier.advice.to_dict(),
+    }  # fmt: skip
     if checks is not None:
         result["validation"] = _evaluate(classifier, *checks)
         console.print(

@@ -192,7 +192,7 @@ def as_pictures(pictures: Any) -> Sequence[Any]:
 
 def cache_folder(cache: str | Path | bool, pictures: Sequence[Any]) -> Path:
     """The folder named, or for True one beside the images: in the deepest folder that holds them all."""
-    if cache is not True:
+    if not isinstance(cache, bool):
         return Path(cache)
     if not all(isinstance(p, (str, Path)) for p in pictures):
         raise ConfigError("cache=True keeps features beside image files, but images in memory were given; name a folder")

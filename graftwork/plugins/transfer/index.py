@@ -203,6 +203,7 @@ class SimilarityIndex(BaseEstimator):
         queries = np.ascontiguousarray(queries, np.float32)
         if self.metric == "cosine":
             queries = _unit(queries)
+        assert self._graph is not None  # fit made it, for an approximate index
         return self._graph.search(queries, wanted)[1]
 
 

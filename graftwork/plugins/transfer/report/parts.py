@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -57,7 +57,7 @@ COLOURS = ("var(--leaf)", "var(--wrong)", "#4878b8", "#b8862b", "#8b62ad")
 DASHES = ("", "7 4", "2 4", "9 3 2 3", "4 2")
 
 
-def line_chart(lines: dict[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, logarithmic: bool = False,
+def line_chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, logarithmic: bool = False,
                diagonal: bool = False) -> str:  # fmt: skip
     """Curves of (x, y) points by name; told apart by dashes as well as colours. diagonal: a line from corner to corner."""
     points = np.array([p for line in lines.values() for p in line], float)
@@ -123,7 +123,7 @@ def _cell(count: int, share: float, hit: bool) -> str:
 
 
 def picture_grid(
-    rows: Sequence[np.ndarray], captions: Sequence[Sequence[object]], size: str = "", names: Sequence[str] = ()
+    rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[object]], size: str = "", names: Sequence[str] = ()
 ) -> str:
     """Rows of pictures (uint8 arrays) with a caption each. size: "", "middle" or "large". names: of the rows."""
     strips = []
