@@ -7,7 +7,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 CERTAIN = 30.0  # the score of a tag that all training rows have, or that none has: a probability of 1 - 1e-13
 
@@ -29,7 +29,7 @@ class TagHead(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.multilabel_ = type_of_target(y) == "multilabel-indicator"
         if not self.multilabel_:
-            y = y.ravel()
+            y = column_or_1d(y, warn=True)
         self.classes_ = np.arange(y.shape[1]) if self.multilabel_ else np.unique(y)
         if len(self.classes_) < 2 and not self.multilabel_:
             raise ValueError(f"y has 1 class, {self.classes_[0]!r}; a classifier can't train when only one class is present")
