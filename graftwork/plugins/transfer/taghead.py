@@ -7,7 +7,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 CERTAIN = 30.0  # the score of a tag that all training rows have, or that none has: a probability of 1 - 1e-13
 
@@ -15,13 +15,13 @@ CERTAIN = 30.0  # the score of a tag that all training rows have, or that none h
 class TagHead(ClassifierMixin, BaseEstimator):
     """Standard scaling and a logistic regression a tag; scikit-learn's conventions of multi-label classification.
 
-    C: inverse strength of the regularisation. threshold: the probability from which a tag is given. class_weight: "balanced"
-    counts rare tags as much as frequent ones, None counts rows. Targets are an indicator matrix (rows, tags); a vector of
+    C: inverse strength of the regularisation. threshold: the probability from which a tag is given. balanced: rare
+    tags count as much as frequent ones. Targets are an indicator matrix (rows, tags); a vector of
     classes is learned one against the rest, and the likeliest class predicted.
     """
 
-    def __init__(self, C: float = 0.1, threshold: float = 0.5, class_weight: str | None = None):
-        self.C, self.threshold, self.class_weight = C, threshold, class_weight
+    def __init__(self, C: float = 0.1, threshold: float = 0.5, balanced: bool = False):
+        self.C, self.threshold, self.balanced = C, threshold, balanced
 
     def fit(self, X, y) -> TagHead:
         """Learn from rows (n, values) and their tags (n, tags) of 0 and 1, or classes (n,)."""
@@ -29,7 +29,7 @@ class TagHead(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.multilabel_ = type_of_target(y) == "multilabel-indicator"
         if not self.multilabel_:
-            y = y.ravel()
+            y = column_or_1d(y, warn=True)
         self.classes_ = np.arange(y.shape[1]) if self.multilabel_ else np.unique(y)
         if len(self.classes_) < 2 and not self.multilabel_:
             raise ValueError(f"y has 1 class, {self.classes_[0]!r}; a classifier can't train when only one class is present")
@@ -43,7 +43,8 @@ class TagHead(ClassifierMixin, BaseEstimator):
             if column.all() or not column.any():
                 self.intercept_[i] = CERTAIN if column.all() else -CERTAIN
                 continue
-            model = LogisticRegression(C=self.C, class_weight=self.class_weight, max_iter=1000).fit(rows, column)
+            weight = "balanced" if self.balanced else None
+            model = LogisticRegression(C=self.C, class_weight=weight, max_iter=1000).fit(rows, column)
             self.coef_[i], self.intercept_[i] = model.coef_[0], model.intercept_[0]
         return self
 
