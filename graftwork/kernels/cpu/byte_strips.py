@@ -391,6 +391,13 @@ def nothing(typing_context):
 
 
 _window3, _window3s2, _window5, _window5s2 = _windows(3, 1), _windows(3, 2), _windows(5, 1), _windows(5, 2)
+_window1 = _windows(1, 1)
+
+
+def _depthwise1(a, a_line, a_pixel, b, c, c_row, pixels, columns, scale, bias, form):
+    sums = _sums()
+    _window1(a, a_line, a_pixel, b, sums)
+    _finish1(sums, pixels, c, c_row, columns, b, scale, bias, nothing(), 0, form)
 
 
 def _depthwise3(a, a_line, a_pixel, b, c, c_row, pixels, columns, scale, bias, form):
@@ -418,6 +425,7 @@ def _depthwise5s2(a, a_line, a_pixel, b, c, c_row, pixels, columns, scale, bias,
 
 
 BYTE_WINDOWS = {  # by side of the window and stride
+    (1, 1): Leaf(_depthwise1, _DEPTHWISE),
     (3, 1): Leaf(_depthwise3, _DEPTHWISE), (3, 2): Leaf(_depthwise3s2, _DEPTHWISE),
     (5, 1): Leaf(_depthwise5, _DEPTHWISE), (5, 2): Leaf(_depthwise5s2, _DEPTHWISE),
 }  # fmt: skip
