@@ -117,6 +117,7 @@ def test_observers_cover_what_matters(name, rng):
 def test_forms_hold_zero_and_weights_have_a_scale_a_channel():
     assert form_of(0.0, 2.55).zero == 0 and form_of(-1.0, -0.5).zero == 255
     assert form_of(0.0, 0.0) == (1.0, 0)
-    weight, scale, bias = quantise_weight(np.array([[1.5, 0.0], [-2.0, 0.0]], np.float32), np.array([1.0, 3.0], np.float32), 0.5)
+    values = np.array([[1.5, 0.0], [-2.0, 0.0]], np.float32)
+    weight, scale, bias = quantise_weight(values, np.array([1.0, 3.0], np.float32), 0.5)
     assert weight.tolist() == [[95, 0], [-127, 0]]
     np.testing.assert_allclose(bias * 0.5 * scale, [1.0, 3.0], rtol=0.01)

@@ -11,7 +11,7 @@ from .pool import _counts, _pad, _taps
 
 
 def bounds(out_scale: float, out_zero_point: int, low: float | None, high: float | None) -> tuple[float, float]:
-    """Real bounds as whole steps beside the zero point, within what a uint8 holds. The same rule as `quantized.requantisation`."""
+    """Real bounds as whole steps beside the zero point, within what a uint8 holds: `quantized.requantisation`'s rule."""
     least = 0 if low is None else max(0, round(low / out_scale) + out_zero_point)
     most = 255 if high is None else min(255, round(high / out_scale) + out_zero_point)
     return float(least - out_zero_point), float(most - out_zero_point)

@@ -41,7 +41,8 @@ def requantisation(x_scale: float, out_scale: float | None, out_zero_point: int,
     return Requantisation(float(np.float32(x_scale / out_scale)), out_zero_point, float(least), float(most))
 
 
-def _finish(sums: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, out: np.ndarray, r: Requantisation, other=None) -> None:
+def _finish(sums: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, out: np.ndarray, r: Requantisation,
+            other: np.ndarray | None = None) -> None:  # fmt: skip
     if bias is not None:
         sums = sums + bias
     value = sums.astype(np.float32) * (scale * np.float32(r.factor))
@@ -68,8 +69,8 @@ def quantized_conv2d(x, w, scale, bias=None, *, out, stride, padding, dilation, 
 
 def quantized_conv2d_add(x, w, scale, bias, other, *, out, stride, padding, dilation, groups, x_scale, x_zero_point, out_scale,
                          out_zero_point, low, high, dtype, other_scale, other_zero_point) -> None:  # fmt: skip
-    """The same, with float32(other - other_zero_point) * float32(other_scale / out_scale) added before the rounding (other_scale
-    for float output). other: uint8 of out's shape."""
+    """The same, with float32(other - other_zero_point) * float32(other_scale / out_scale) added before the rounding
+    (other_scale for float output). other: uint8 of out's shape."""
     sums = _conv_sums(x, w, out.shape, x_zero_point, stride, padding, dilation, groups)
     factor = np.float32(other_scale if out_scale is None else other_scale / out_scale)
     added = (other.astype(np.int32) - other_zero_point).astype(np.float32) * factor

@@ -115,11 +115,11 @@ def _pool_cost(x, *, window, **attrs):
 
 
 QUANTIZE = Op("quantize", infer=_quantize_infer, samples=_quantize_samples, cost=lambda x, **attrs: 2 * x.size,
-              doc="float32 to uint8 with a scale and a zero point; what does not fit saturates, NaN becomes the lowest byte.")  # fmt: skip
+              doc="float32 to uint8 with a scale and a zero point; what does not fit saturates, NaN is the least.")  # fmt: skip
 DEQUANTIZE = Op("dequantize", infer=_dequantize_infer, samples=_dequantize_samples, cost=lambda x, **attrs: 2 * x.size,
                 doc="uint8 to float32: (x - zero_point) * scale.")  # fmt: skip
 QUANTIZED_ADD = Op("quantized_add", infer=_add_infer, samples=_add_samples, cost=lambda x, *rest, **attrs: 4 * x.size,
-                   doc="The sum of two uint8 images of one shape with forms of their own, clamped to low ... high.")  # fmt: skip
+                   doc="The sum of two uint8 images of one shape with forms of their own, clamped.")  # fmt: skip
 BYTE_TABLE = Op("byte_table", infer=_table_infer, samples=_table_samples, cost=lambda x, *rest: x.size,
                 doc="Any function of a uint8 image, as a table (256,) of results.")  # fmt: skip
 QUANTIZED_MAX_POOL2D = Op("quantized_max_pool2d", infer=_max_infer, samples=_max_samples, cost=_pool_cost,

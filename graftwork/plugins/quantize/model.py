@@ -32,10 +32,10 @@ class QuantizedModel:
         self._plan(shape)
 
     def __call__(self, x: Tensor) -> Any:
-        """x: float32, the shape of the calibration batches but for the first axis. Returns what the model returns, as one tensor
-        or a tuple of them. Raises ShapeError for another shape."""
+        """x: float32, the shape of the calibration batches but for the first axis. Returns what the model returns, as one
+        tensor or a tuple of them. Raises ShapeError for another shape."""
         if x.shape[1:] != self._first[1:] or x.dtype != np.float32:
-            raise ShapeError(f"quantised model: input {x.dtype}{list(x.shape)}; calibrated for float32[..., {self._first[1:]}]")
+            raise ShapeError(f"quantised model: input {x.dtype}{list(x.shape)}; calibrated for float32 (n, *{self._first[1:]})")
         results = [Tensor(a) for a in self._plan(tuple(x.shape))[0].run([x.data])]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -82,10 +82,10 @@ def quantize(model: Any, calibration_batches: Iterable[Any], observer: str = "mi
              skip: Sequence[str] = ()) -> QuantizedModel:  # fmt: skip
     """A post-training quantised version of `model` for the CPU: int8 weights with a scale a channel, uint8 activations.
 
-    model: a Module in eval mode, or a function of one tensor. calibration_batches: tensors or float32 arrays, preprocessed as for
-    the model; they are read once, one at a time. observer: "minmax", "moving_average", "percentile", "entropy" or "mse".
-    mode: "static" (convolutions, dense layers, sums, pooling, tables and concatenations in 8 bits) or "weight_only" (weights are
-    rounded to 8 bits, arithmetic stays float32). skip: names of nodes that stay in float32, as `report()` and `graph()` name them.
+    model: a Module in eval mode, or a function of one tensor. calibration_batches: tensors or float32 arrays, preprocessed as
+    for the model; they are read once, one at a time. observer: "minmax", "moving_average", "percentile", "entropy" or "mse".
+    mode: "static" (convolutions, dense layers, sums, pooling, tables and concatenations in 8 bits) or "weight_only" (weights
+    are rounded to 8 bits, arithmetic stays float32). skip: names of nodes that stay in float32, as `report()` lists them.
     Weights are taken as they are now. Raises ConfigError for what cannot be quantised and DataError for unusable batches.
     """
     if isinstance(model, QuantizedModel):
@@ -101,7 +101,7 @@ def quantize(model: Any, calibration_batches: Iterable[Any], observer: str = "mi
     for batch in calibration_batches:
         array = _array(batch)
         if first is not None and array.shape[1:] != first[1:]:
-            raise DataError(f"quantize: a calibration batch of shape {array.shape} after one of {first}; only the first axis may differ")
+            raise DataError(f"quantize: a batch of shape {array.shape} after {first}; only the first axis may differ")
         if first is None:
             first = array.shape
             graph = prepare(model, (1, *first[1:]))
@@ -121,8 +121,9 @@ def quantize(model: Any, calibration_batches: Iterable[Any], observer: str = "mi
 def _array(batch: Any) -> np.ndarray:
     array = batch.numpy() if isinstance(batch, Tensor) else np.asarray(batch)
     if array.dtype != np.float32 or array.ndim < 2 or not len(array):
-        raise DataError(f"quantize: a calibration batch is {array.dtype}{list(array.shape)}; expected float32 with examples along "
-                        "the first axis")  # fmt: skip
+        raise DataError(
+            f"quantize: a calibration batch is {array.dtype}{list(array.shape)}; expected float32, an example a row"
+        )
     return array
 
 

@@ -24,7 +24,7 @@ _FIRST = ("dead_code", "constants", "common_subexpressions", "padding", "batch_n
 def prepare(model: Any, shape: tuple[int, ...]) -> Graph:
     """Capture `model` for inputs of `shape`; weights become constants, numbered nodes are the same for every batch size."""
     if getattr(model, "training", False):
-        raise ConfigError("quantize: the model is in training mode, where batch norms depend on the batch; call model.eval() first")
+        raise ConfigError("quantize: the model is in training mode, where results depend on the batch; call model.eval() first")
     before, mode.grad = mode.grad, False
     try:
         graph = trace(model, tensor(np.zeros(shape, np.float32)))
@@ -44,8 +44,8 @@ def prepare(model: Any, shape: tuple[int, ...]) -> Graph:
 
 
 def _scalings_as_convolutions(graph: Graph) -> None:
-    """x * scale + shift with a number a channel (a batch norm that nothing takes in) is a depthwise 1x1 convolution: its weight,
-    alone in its channel, loses nothing in 8 bits."""
+    """x * scale + shift with a number a channel (a batch norm that nothing takes in) is a depthwise 1x1 convolution: its
+    weight, alone in its channel, loses nothing in 8 bits."""
     known = {*graph.constants, *graph.states}
     for node in _ahead(graph):
         known.update(node.outputs)
@@ -60,8 +60,8 @@ def _scalings_as_convolutions(graph: Graph) -> None:
         if scale.shape != x.shape[-1:] or shift is None or shift.shape != x.shape[-1:]:
             continue
         weight = graph.make(OPS["reshape"], [scale], {"shape": (1, 1, 1, x.shape[-1])}, node.line)
-        geometry = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": x.shape[-1], "activation": None}
-        conv = graph.make(OPS["conv2d"], [x, weight.output, shift], geometry, node.line)
+        geometry = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": x.shape[-1]}
+        conv = graph.make(OPS["conv2d"], [x, weight.output, shift], {**geometry, "activation": None}, node.line)
         graph.rewrite(readers[0], [weight, conv])
         graph.nodes.remove(node)
 

@@ -12,8 +12,9 @@ from ...nn.op import OPS
 from ...nn.ops.quantized import CLAMPS
 
 UNARY = frozenset(
-    "relu relu6 sigmoid tanh silu hard_swish hard_sigmoid gelu leaky_relu elu clip softplus square abs negative exp".split()
-)
+    ("relu", "relu6", "sigmoid", "tanh", "silu", "hard_swish", "hard_sigmoid", "gelu", "leaky_relu", "elu", "clip", "softplus",
+     "square", "abs", "negative", "exp")
+)  # fmt: skip
 PRODUCTS = frozenset({"conv2d", "linear"})
 SHARING = frozenset({"concat", "max_pool2d", "pad"})  # inputs and output have one scale
 _TAKES_BYTES = PRODUCTS | SHARING | UNARY | {"add", "avg_pool2d", "mean"}
@@ -152,7 +153,7 @@ class Rewriter:
         activation = node.attrs.get("activation")
         if array is None or (rest and bias is None) or x.dtype != np.float32 or x in self.graph.constants:
             return False
-        if activation not in CLAMPS or len(rest) > 1 and node.op.name != "conv2d":
+        if activation not in CLAMPS or (len(rest) > 1 and node.op.name != "conv2d"):
             return False
         given, form = self.narrow(x)
         other = self.narrow(rest[1]) if len(rest) > 1 else None
@@ -191,8 +192,10 @@ class Rewriter:
             self.in_bytes.append(readers[0].output.name)
             target, (low, high) = readers[0].output, CLAMPS[readers[0].op.name]
         (x, first), (y, second), out = self.narrow(a), self.narrow(b), self.form(target)
-        made = self._emit("quantized_add", [x, y], x_scale=first.scale, x_zero_point=first.zero, y_scale=second.scale,
-                          y_zero_point=second.zero, out_scale=out.scale, out_zero_point=out.zero, low=low, high=high)  # fmt: skip
+        made = self._emit(
+            "quantized_add", [x, y], x_scale=first.scale, x_zero_point=first.zero, y_scale=second.scale,
+            y_zero_point=second.zero, out_scale=out.scale, out_zero_point=out.zero, low=low, high=high,
+        )  # fmt: skip
         self.bytes[target] = made, out
         return True
 
