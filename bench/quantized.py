@@ -3,8 +3,9 @@
     python -m bench.quantized                      # four networks, a table
     python -m bench.quantized --only resnet50 --json   # the last line is one JSON object
 
-ONNX Runtime's model is quantised with its own tools: QDQ, weights int8 with a scale a channel, activations uint8, calibrated
-with the same random pictures. `ours_int8_over_float` and `ours_over_ort_int8` are ratios of times: below 1 ours in 8 bits is faster.
+ONNX Runtime's model is quantised with its own tools: QDQ, int8 weights with a scale a channel, uint8 activations, calibrated
+with the same random pictures. `ours_int8_over_float` and `ours_over_ort_int8` are ratios of times: below 1 ours in
+8 bits is faster.
 """
 
 from __future__ import annotations

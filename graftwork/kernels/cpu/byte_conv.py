@@ -1,8 +1,8 @@
 """Convolutions and products of uint8 activations and int8 weights on the strips of `byte_strips.py`.
 
-As in `conv_gemm.py`, a strip's segments are the rows of the window; where the window reaches over the border, a thread copies the
-lines it needs with the zero point around them, so that the tile knows no borders. The zero point leaves the sums through the sums
-of the weights, which stand in front of each packed panel.
+As in `conv_gemm.py`, a strip's segments are the rows of the window; where the window reaches over the border, a thread copies
+the lines it needs with the zero point around them, so that the tile knows no borders. The zero point leaves the sums by the
+sums of the weights, which stand in front of each packed panel.
 """
 
 from __future__ import annotations
@@ -192,8 +192,9 @@ def multiply_bytes(a, part):
                 bias = advance(bias, j * PANEL)
             if not is_null(residual):
                 residual = advance(residual, first * a[12] + j * PANEL)
-            byte_strip(a[18] if columns > LANES else a[17], source, weights, out, rows, a_row, steps, atomic.i64(a, 19), 1, a[11],
-                       columns, advance(atomic.f32(a, 3), j * PANEL), bias, residual, a[12], atomic.i32(a, 6), ahead)  # fmt: skip
+            scale = advance(atomic.f32(a, 3), j * PANEL)
+            byte_strip(a[18] if columns > LANES else a[17], source, weights, out, rows, a_row, steps, atomic.i64(a, 19), 1,
+                       a[11], columns, scale, bias, residual, a[12], atomic.i32(a, 6), ahead)  # fmt: skip
     leave(a[15], a[16])
 
 
@@ -201,9 +202,9 @@ def multiply_bytes(a, part):
 def convolve_bytes(a, part):
     """One share of a convolution. Units are (image, group, block of output lines, group of panels).
 
-    Words: 0 x, 1 panels, 2 out, 3 scale, 4 bias, 5 residual, 6 form; 7 images, 8 groups, 9 lines, 10 columns, 11 output channels
-    a group; 12 to 14 x's bytes from image to image, line and pixel, 15 and 16 its lines and columns, 17 channels a group; 18 to
-    20 out's bytes, 21 to 23 the residual's; 24 and 25 strides, 26 and 27 where the first window begins, 28 lines that it
+    Words: 0 x, 1 panels, 2 out, 3 scale, 4 bias, 5 residual, 6 form; 7 images, 8 groups, 9 lines, 10 columns, 11 output
+    channels a group; 12 to 14 x's bytes from image to image, line and pixel, 15 and 16 its lines and columns, 17
+    channels a group; 18 to 20 out's bytes, 21 to 23 the residual's; 24 and 25 strides, 26 and 27 where the first window begins, 28 lines that it
     reaches, 29 columns of the copied lines; 30 run, 31 segments, 32 their offsets; 33 lines a block, 34 panels a group, 35
     whether lines are copied; 36 counter, 37 scratch, 38 its bytes a part, 39 parts, 40 and 41 strips, 42 zero point of x, 43
     bytes of an output.
@@ -250,8 +251,9 @@ def _lines(a, part, image, group, first, count, at, last):
             residual = atomic.u8(a, 5)
             if not is_null(residual):
                 residual = advance(residual, image * a[21] + (first + i) * a[22] + channel)
-            byte_strip(a[41] if valid > LANES else a[40], advance(source, i * a[24] * line), weights, out, columns, a[25] * pixel,
-                       steps, atomic.i64(a, 32), segments, a[20], valid, advance(atomic.f32(a, 3), channel), bias, residual,
+            here = advance(source, i * a[24] * line)
+            byte_strip(a[41] if valid > LANES else a[40], here, weights, out, columns, a[25] * pixel, steps,
+                       atomic.i64(a, 32), segments, a[20], valid, advance(atomic.f32(a, 3), channel), bias, residual,
                        a[23], atomic.i32(a, 6), ahead if i == 0 else weights)  # fmt: skip
 
 
@@ -259,9 +261,9 @@ def _lines(a, part, image, group, first, count, at, last):
 def filter_bytes(a, part):
     """A depthwise convolution. A part is (image, block of output lines).
 
-    Words: 0 x, 1 packed weights, 2 out, 3 scale, 4 bias, 5 form; 6 lines, 7 columns, 8 channels; 9 and 10 lines and columns of x,
-    11 bytes of its pixel; 12 bytes of an output's pixel, 13 of an output; 14 stride, 15 and 16 where the first window begins, 17
-    the window's side, 18 columns of the copied lines, 19 lines a block, 20 scratch, 21 its bytes a part, 22 the tile, 23 zero
+    Words: 0 x, 1 packed weights, 2 out, 3 scale, 4 bias, 5 form; 6 lines, 7 columns, 8 channels; 9 and 10 lines and
+    columns of x, 11 bytes of its pixel; 12 bytes of an output's pixel, 13 of an output; 14 stride, 15 and 16 where the first
+    window begins, 17 the window's side, 18 columns of the copied lines, 19 lines a block, 20 scratch, 21 its bytes a part, 22 the tile, 23 zero
     point of x, 24 counter, 25 parts, 26 images.
     """
     lines, columns, channels, stride, block = a[6], a[7], a[8], a[14], a[19]
@@ -277,8 +279,8 @@ def filter_bytes(a, part):
         image, first = unit // blocks, unit % blocks * block
         count, width = min(block, lines - first), a[18]
         source = advance(atomic.u8(a, 0), image * a[9] * a[10] * a[11])
-        copy_lines(scratch, source, (count - 1) * stride + a[17], first * stride + a[15], a[16], a[9], a[10], a[10] * a[11], a[11],
-                   channels, room, width, a[23])  # fmt: skip
+        reach, top = (count - 1) * stride + a[17], first * stride + a[15]
+        copy_lines(scratch, source, reach, top, a[16], a[9], a[10], a[10] * a[11], a[11], channels, room, width, a[23])
         for i in range(count):
             for c in range(0, channels, LANES):
                 valid = min(channels - c, LANES)
@@ -288,15 +290,17 @@ def filter_bytes(a, part):
                 for p in range(0, columns, PIXELS):
                     at = advance(scratch, (i * stride * width + p * stride) * room + c)
                     to = advance(atomic.u8(a, 2), ((image * lines + first + i) * columns + p) * a[12] + c * a[13])
-                    byte_window(a[22], at, width * room, room, advance(atomic.u8(a, 1), c // LANES * vector_bytes), to, a[12],
-                                min(PIXELS, columns - p), valid, advance(atomic.f32(a, 3), c), bias, atomic.i32(a, 5))  # fmt: skip
+                    weights = advance(atomic.u8(a, 1), c // LANES * vector_bytes)
+                    byte_window(a[22], at, width * room, room, weights, to, a[12], min(PIXELS, columns - p), valid,
+                                advance(atomic.f32(a, 3), c), bias, atomic.i32(a, 5))  # fmt: skip
     leave(a[24], a[25])
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------------
 
 
-def form_of(x_scale, x_zero_point, out_scale, out_zero_point, low, high, dtype, other_scale=None, other_zero_point=0) -> np.ndarray:
+def form_of(x_scale, x_zero_point, out_scale, out_zero_point, low, high, dtype, other_scale=None,
+            other_zero_point=0) -> np.ndarray:  # fmt: skip
     """The words that a strip finishes its sums with."""
     r = requantisation(x_scale, out_scale, out_zero_point, low, high, dtype)
     form = np.zeros(FORM_WORDS, np.int32)
@@ -336,7 +340,9 @@ def _plan_product(m: int, n: int, k: int, biased: bool, other: bool, out: Spec, 
     wanted = 1 if threads == 1 or m * n * k < SERIAL_BELOW else 6 * threads
     most = max(caches.sizes().second // 2 // max(k, 1) // BYTE_ROWS, 4) * BYTE_ROWS
     blocks = max(-(-m // most), min(wanted, m // (6 * BYTE_ROWS)), 1)
-    block = -(-(-(-m // blocks)) // BYTE_ROWS) * BYTE_ROWS if blocks > 1 else m
+    block = math.ceil(m / blocks)
+    if blocks > 1:
+        block = math.ceil(block / BYTE_ROWS) * BYTE_ROWS
     blocks = -(-m // block)
     per = -(-panels // min(max(-(-wanted // blocks), 1), panels))
     parts = min(threads, blocks * -(-panels // per))
@@ -428,7 +434,7 @@ def _plan_window(x: Spec, window: Window, kernel, groups: int, dense: bool, bias
             )
         ]  # fmt: skip
 
-    pixels_apart = (0,) if copies or dense and kw == 1 or not dense else ()  # a run of several pixels has no gaps
+    pixels_apart = (0,) if copies or kw == 1 or not dense else ()  # a run of several pixels has no gaps
     return Plan(bind, workspace=room * parts, packs={1: pack_panels(segments, run, cout, groups)}, strided=True,
                 strided_inputs=(*pixels_apart, *((3 + biased,) if other else ())), variant=BYTE_DOT)  # fmt: skip
 

@@ -160,8 +160,8 @@ def plan_dequantize(x: Spec, *, out: Spec, scale: float, zero_point: int) -> Pla
     return _plan_rows(dequantize_rows, (x,), out, (zero_point, 0, 0, float(np.float32(scale)), 0.0, 0.0, 0.0))
 
 
-def plan_quantized_add(x: Spec, y: Spec, *, out: Spec, x_scale, x_zero_point, y_scale, y_zero_point, out_scale, out_zero_point,
-                       low, high) -> Plan | None:  # fmt: skip
+def plan_quantized_add(x: Spec, y: Spec, *, out: Spec, x_scale, x_zero_point, y_scale, y_zero_point, out_scale,
+                       out_zero_point, low, high) -> Plan | None:  # fmt: skip
     factors = (float(np.float32(s / out_scale)) for s in (x_scale, y_scale))
     ends = bounds(out_scale, out_zero_point, low, high)
     return _plan_rows(add_rows, (x, y), out, (x_zero_point, y_zero_point, out_zero_point, *factors, *ends))
@@ -180,8 +180,8 @@ def _plan_pool(task, x: Spec, out: Spec, window, stride, padding, numbers=(0, 0,
 
     def bind(arrays, outputs, workspace):
         words = (
-            outputs[0], arrays[0], images, lines, columns, *x.shape[1:3], channels, pitch(outputs[0]), pitch(arrays[0]), *window,
-            *stride, padding[0][0], padding[1][0], parts, workspace, *numbers,
+            outputs[0], arrays[0], images, lines, columns, *x.shape[1:3], channels, pitch(outputs[0]), pitch(arrays[0]),
+            *window, *stride, padding[0][0], padding[1][0], parts, workspace, *numbers,
         )  # fmt: skip
         return [runtime.row(task, parts, *words)]
 

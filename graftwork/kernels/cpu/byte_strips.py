@@ -7,8 +7,8 @@ A **byte strip** computes `rows` rows of the result by one panel of columns (two
 a is uint8, b int8. A panel of b begins with the sums of its columns (int32), which take the input's zero point out of the
 result, and goes on with four steps of k side by side for every column, zeros beyond the last. One instruction multiplies and
 adds four bytes (`simd.BYTE_DOT`); where there is none, pairs are widened to 16 bits first. All ways are exact, so they give the
-same bits. What follows the sums is float32 as in `kernels/reference/quantized.py`; instead of rounding and then clamping, a value
-is clamped between whole numbers, which commutes with rounding, and rounded by adding 1.5 * 2**23.
+same bits. What follows the sums is float32 as in `kernels/reference/quantized.py`; instead of rounding and then clamping, a
+value is clamped between whole numbers, which commutes with rounding, and rounded by adding 1.5 * 2**23.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _DEPTHWISE = types.void(
 @intrinsic
 def byte_strip(typing_context, address, a, b, c, rows, a_row, steps, offsets, segments, c_row, columns, scale, bias, residual,
                residual_row, form, ahead):  # fmt: skip
-    """Call the byte strip at `address`. a_row, offsets, residual_row: bytes; c_row: bytes, whatever is stored. columns: how many
-    of the panel's are stored. bias, residual: null for none. ahead: the panel read next, which is fetched meanwhile."""
+    """Call the byte strip at `address`. a_row, offsets, residual_row: bytes; c_row: bytes, whatever is stored. columns: how
+    many of the panel's are stored. bias, residual: null for none. ahead: the panel read next, which is fetched meanwhile."""
     return _caller(_STRIP)
 
 

@@ -1,4 +1,6 @@
-"""Products of 8-bit integers: through the plans of `byte_conv.py`, or as plain loops where there are none (int8 inputs). `kernels/reference/quantized.py` defines the roundings."""
+"""Products of 8-bit integers: through the plans of `byte_conv.py`, or as plain loops where there are none (int8 inputs).
+
+`kernels/reference/quantized.py` defines the roundings."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def byte_tile(machine: str, features: str) -> tuple[str, int]:
     present: set[str] = set()
     for feature in filter(None, features.split(",")):
         (present.add if feature[0] == "+" else present.discard)(feature[1:])
-    if "avx512vnni" in present and lanes == 16 or "avxvnni" in present and lanes == 8:
+    if ("avx512vnni" in present and lanes == 16) or ("avxvnni" in present and lanes == 8):
         return "vnni", rows
     if lanes == 16:
         return ("madd", 12) if "avx512bw" in present else ("plain", 8)

@@ -73,6 +73,11 @@ class QuantizedModel:
         return "\n".join(lines)
 
     @property
+    def in_bytes(self) -> list[str]:
+        """Names of the nodes that compute in 8 bits, after the float32 graph's results."""
+        return list(self._plan(self._first)[1].in_bytes)
+
+    @property
     def in_float(self) -> list[str]:
         """Names of the nodes without a kernel for bytes, or left out by `skip`."""
         return list(self._plan(self._first)[1].in_float)
