@@ -203,11 +203,11 @@ def convolve_bytes(a, part):
     """One share of a convolution. Units are (image, group, block of output lines, group of panels).
 
     Words: 0 x, 1 panels, 2 out, 3 scale, 4 bias, 5 residual, 6 form; 7 images, 8 groups, 9 lines, 10 columns, 11 output
-    channels a group; 12 to 14 x's bytes from image to image, line and pixel, 15 and 16 its lines and columns, 17
-    channels a group; 18 to 20 out's bytes, 21 to 23 the residual's; 24 and 25 strides, 26 and 27 where the first window begins, 28 lines that it
-    reaches, 29 columns of the copied lines; 30 run, 31 segments, 32 their offsets; 33 lines a block, 34 panels a group, 35
-    whether lines are copied; 36 counter, 37 scratch, 38 its bytes a part, 39 parts, 40 and 41 strips, 42 zero point of x, 43
-    bytes of an output.
+    channels a group; 12 to 14 x's bytes from image to image, line and pixel, 15 and 16 its lines and columns, 17 channels a
+    group; 18 to 20 out's bytes, 21 to 23 the residual's; 24 and 25 strides, 26 and 27 where the first window begins, 28
+    lines that it reaches, 29 columns of the copied lines; 30 run, 31 segments, 32 their offsets; 33 lines a block, 34
+    panels a group, 35 whether lines are copied; 36 counter, 37 scratch, 38 its bytes a part, 39 parts, 40 and 41 strips, 42
+    zero point of x, 43 bytes of an output.
     """
     lines, block, per = a[9], a[33], a[34]
     blocks, panels = (lines + block - 1) // block, (a[11] + PANEL - 1) // PANEL
@@ -261,10 +261,10 @@ def _lines(a, part, image, group, first, count, at, last):
 def filter_bytes(a, part):
     """A depthwise convolution. A part is (image, block of output lines).
 
-    Words: 0 x, 1 packed weights, 2 out, 3 scale, 4 bias, 5 form; 6 lines, 7 columns, 8 channels; 9 and 10 lines and
-    columns of x, 11 bytes of its pixel; 12 bytes of an output's pixel, 13 of an output; 14 stride, 15 and 16 where the first
-    window begins, 17 the window's side, 18 columns of the copied lines, 19 lines a block, 20 scratch, 21 its bytes a part, 22 the tile, 23 zero
-    point of x, 24 counter, 25 parts, 26 images.
+    Words: 0 x, 1 packed weights, 2 out, 3 scale, 4 bias, 5 form; 6 lines, 7 columns, 8 channels; 9 and 10 lines and columns
+    of x, 11 bytes of its pixel; 12 bytes of an output's pixel, 13 of an output; 14 stride, 15 and 16 where the first window
+    begins, 17 the window's side, 18 columns of the copied lines, 19 lines a block, 20 scratch, 21 its bytes a part, 22 the
+    tile, 23 zero point of x, 24 counter, 25 parts, 26 images.
     """
     lines, columns, channels, stride, block = a[6], a[7], a[8], a[14], a[19]
     blocks = (lines + block - 1) // block
