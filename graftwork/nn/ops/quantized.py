@@ -135,9 +135,7 @@ QUANTIZED_CONV2D = Op(
 
 QUANTIZED_CONV2D_ADD = Op(
     "quantized_conv2d_add", infer=_conv_add_infer, samples=_conv_add_samples,
-    cost=lambda x, w, scale, bias, other, other_scale, other_zero_point, **attrs: (
-        QUANTIZED_CONV2D.cost(x, w, scale, bias, **attrs)
-    ),
+    cost=lambda x, w, *rest, **attrs: 2 * math.prod(_conv_add_infer(x, w, *rest, **attrs)[0]) * math.prod(w.shape[:3]),
     doc="quantized_conv2d of uint8 x, with a uint8 image of the output's shape added before the rounding and the clamp.",
 )  # fmt: skip
 

@@ -84,7 +84,7 @@ class Percentile(_Histogram):
             return self.low, self.high
         below = np.cumsum(self.counts) / self.counts.sum()
         edges = np.linspace(self.low, self.high, BINS + 1)
-        first, last = np.searchsorted(below, self.share), np.searchsorted(below, 1 - self.share)
+        first, last = (int(np.searchsorted(below, share)) for share in (self.share, 1 - self.share))
         return float(edges[first]), float(edges[min(last + 1, BINS)])
 
 

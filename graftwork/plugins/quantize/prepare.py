@@ -72,7 +72,7 @@ def _split_epilogues(graph: Graph) -> None:
         if node.op.name not in ("conv2d", "linear"):
             continue
         activation = node.attrs.get("activation")
-        later = [activation] if activation not in CLAMPS else []
+        later = [activation] if activation is not None and activation not in CLAMPS else []
         residual = node.inputs[3] if node.op.name == "linear" and len(node.inputs) == 4 else None
         if residual is not None and activation is not None:
             later = [activation]
