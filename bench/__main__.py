@@ -7,14 +7,14 @@ import importlib.util
 import subprocess
 import sys
 
-PARTS = ("overhead", "static", "roofline", "coldstart", "memory", "networks")
+PARTS = ("overhead", "static", "roofline", "coldstart", "memory", "networks", "training")
 PEERS = ("torch", "onnx", "onnxruntime", "openvino", "matplotlib")
 NEEDS = {"overhead": ("torch",), "static": ("torch",)}  # the other parts skip the peers that are missing
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="run every measurement and keep the results")
-    parser.add_argument("--seconds", type=float, default=20, help="for each network and batch size (default 20)")
+    parser.add_argument("--seconds", type=float, default=20, help="for each network and batch size, and training (default 20)")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
@@ -27,7 +27,7 @@ def main() -> int:
             continue
         print(f"== {part}", flush=True)
         arguments = [] if part in ("overhead", "static") else ["--threads", str(options.threads)]
-        arguments += ["--seconds", str(options.seconds)] if part == "networks" else []
+        arguments += ["--seconds", str(options.seconds)] if part in ("networks", "training") else []
         if subprocess.call([sys.executable, "-m", f"bench.{part}", *arguments]):
             failed.append(part)
     if failed:

@@ -17,9 +17,10 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -172,24 +173,33 @@ CANDIDATES = (ours_eager, ours_compiled, torch_eager, torch_channels_last, torch
 # -- one case ------------------------------------------------------------------------------------------------------------
 
 
-def prepare(case: Case) -> tuple[dict[str, Run], dict[str, str], dict[str, float]]:
-    """Candidates that run and agree with our eager engine, reasons for those that do not, and largest relative errors."""
+def logits(run: Run) -> np.ndarray:
+    found = run()
+    return np.array(found.numpy() if isinstance(found, gw.Tensor) else found)
+
+
+def prepare(case: Any, candidates: Sequence[Callable] | None = None, outcome: Callable[[Run], np.ndarray] = logits,
+            tolerance: float = TOLERANCE) -> tuple[dict[str, Run], dict[str, str], dict[str, float]]:  # fmt: skip
+    """Candidates that run and agree with the first one, reasons for those that do not, and largest relative errors.
+
+    candidates: each makes a function from the case. outcome: what such a function computes, as an array to compare.
+    """
     runs, skipped, errors = {}, {}, {}
-    expected = np.array(ours_eager(case)().numpy())
-    for make in CANDIDATES:
+    candidates = CANDIDATES if candidates is None else candidates
+    expected = outcome(candidates[0](case))
+    for make in candidates:
         name = make.__name__
         try:
             run = make(case)
-            found = run()
-            values = found.numpy() if isinstance(found, gw.Tensor) else np.asarray(found)
+            values = outcome(run)
         except Exception as error:  # whatever a peer or a compiler raises is a reason to name and to go on
             skipped[name] = str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"[:500]
             continue
         errors[name] = float(np.abs(values - expected).max() / np.abs(expected).max())
-        if errors[name] < TOLERANCE:
+        if errors[name] < tolerance:
             runs[name] = run
         else:
-            skipped[name] = f"WRONG: its output differs from our eager engine's by {errors[name]:.1e} of the largest logit"
+            skipped[name] = f"WRONG: its output differs from our eager engine's by {errors[name]:.1e} of the largest value"
     return runs, skipped, errors
 
 
@@ -203,8 +213,8 @@ def measure_case(network: str, batch: int, threads: int, seconds: float, peak: P
 
 
 def entry(network: str, batch: int, compared: Comparison, skipped: dict[str, str], errors: dict[str, float],
-          ideal: float) -> dict:  # fmt: skip
-    """One case as it is kept: milliseconds, ratios, and what may be said against them."""
+          ideal: float | None = None) -> dict:  # fmt: skip
+    """One case as it is kept: milliseconds, ratios, and what may be said against them. ideal: seconds by the roofline."""
     candidates = {}
     for name, t in compared.timings.items():
         quartiles = {"min_ms": t.minimum, "lower_ms": t.lower, "median_ms": t.median, "upper_ms": t.upper}
@@ -212,11 +222,12 @@ def entry(network: str, batch: int, compared: Comparison, skipped: dict[str, str
             **{key: round(value * 1e3, 3) for key, value in quartiles.items()},
             "calls": t.calls,
             "forwards_over_backwards": round(compared.order[name], 3),
-            "roofline_share": round(ideal / t.median, 3),
+            **({} if ideal is None else {"roofline_share": round(ideal / t.median, 3)}),
             "relative_error": float(f"{errors[name]:.1e}"),
         }
     return {
-        "network": network, "batch": batch, "candidates": candidates, "skipped": skipped, "ideal_ms": round(ideal * 1e3, 3),
+        "network": network, "batch": batch, "candidates": candidates, "skipped": skipped,
+        **({} if ideal is None else {"ideal_ms": round(ideal * 1e3, 3)}),
         "rounds": compared.rounds, "restless": compared.restless,
         "disturbance": None if compared.disturbance is None else round(compared.disturbance, 3),
         "ratios": report.ratios(candidates),

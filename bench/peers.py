@@ -41,12 +41,14 @@ class SqueezeNet(nn.Module):
             self.add_module(f"fire{i}", Fire(*size))
         self.conv10 = nn.Conv2d(512, 1000, 1)
 
-    def forward(self, x):
+    def trunk(self, x):
         x = F.max_pool2d(F.relu(self.conv1(x)), 3, 2)
         x = F.max_pool2d(self.fire3(self.fire2(x)), 3, 2)
         x = F.max_pool2d(self.fire5(self.fire4(x)), 3, 2)
-        x = self.fire9(self.fire8(self.fire7(self.fire6(x))))
-        return F.relu(self.conv10(x)).mean((2, 3))
+        return self.fire9(self.fire8(self.fire7(self.fire6(x))))
+
+    def forward(self, x):
+        return F.relu(self.conv10(self.trunk(x))).mean((2, 3))
 
 
 class Inverted(nn.Module):

@@ -9,8 +9,8 @@ QUIET = 0.05  # cores that other processes may keep busy before a figure is doub
 OURS = ("ours_eager", "ours_compiled")
 NAMES = {
     "ours_eager": "Graftwork eager", "ours_compiled": "Graftwork compiled", "torch_eager": "PyTorch eager",
-    "torch_channels_last": "PyTorch channels-last", "torch_compile": "torch.compile", "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
+    "torch_channels_last": "PyTorch channels-last", "torch_compile": "torch.compile",
+    "torch_compile_channels_last": "torch.compile channels-last", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO",
 }  # fmt: skip
 
 

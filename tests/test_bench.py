@@ -17,7 +17,7 @@ import graftwork as gw
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import common, layers, networks, report, roofline  # noqa: E402 - the harness is not part of the package
+from bench import common, layers, networks, report, roofline, training  # noqa: E402 - the harness is not part of the package
 
 
 def made_up(network: str, batch: int, ours: float, compiled: float, torch: float, ort: float, **skipped: str) -> dict:
@@ -38,9 +38,12 @@ def result() -> dict:
     return {**about, "networks": entries, "geometric_mean": report.geometric_means(entries)}
 
 
-@pytest.mark.parametrize("part", ["coldstart", "memory", "networks", "once", "overhead", "roofline"])
+@pytest.mark.parametrize(
+    "part",
+    ["advise", "coldstart", "finetune", "labels", "memory", "networks", "once", "overhead", "roofline", "training"],
+)
 def test_parts_load(part):
-    """`python -m bench` runs these."""
+    """`python -m bench` runs these, all but those that need data of their own."""
     module = importlib.import_module(f"bench.{part}")
     assert callable(getattr(module, "measure", None) or module.main)
 
@@ -142,3 +145,19 @@ def test_twins_compute_the_same(name):
         theirs = peers.twin(name, model)(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
     # sums in other orders over at most fifty layers
     assert np.abs(ours - theirs).max() < networks.TOLERANCE * np.abs(ours).max()
+
+
+def test_training_steps_agree_and_wrong_ones_are_named():
+    pytest.importorskip("torch")
+
+    def wrong(case):
+        case.classes = (case.classes + 1) % 10
+        return training.torch_eager(case)
+
+    candidates = (training.ours_eager, training.ours_compiled, training.torch_eager, training.torch_channels_last, wrong)
+    runs, skipped, errors = networks.prepare(training.Case(2, 2), candidates, training.losses, training.TOLERANCE)
+    assert list(runs) == ["ours_eager", "ours_compiled", "torch_eager", "torch_channels_last"]
+    assert max(errors[name] for name in runs) < training.TOLERANCE and skipped["wrong"].startswith("WRONG")
+    compared = common.compare({name: lambda: time.sleep(1e-4) for name in runs}, seconds=0.01)
+    row = report.table([networks.entry("resnet20", 2, compared, skipped, errors)]).splitlines()[-1]
+    assert row.startswith("| resnet20, 2 | ")

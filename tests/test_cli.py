@@ -102,7 +102,7 @@ def test_zoo_list_names_every_model():
 def test_zoo_info_gives_numbers_and_layers():
     text = succeed("zoo", "info", "squeezenet1_1")
     assert "parameters: 1,235,496" in text and "fire9" in text and "top1: 56.3" in text
-    assert "did you mean squeezenet1_1?" in refuse("zoo", "info", "squeezenet")
+    assert "did you mean squeezenet1_1 or squeezenet1_0?" in refuse("zoo", "info", "squeezenet")
 
 
 # zoo: weights files
@@ -337,9 +337,9 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, digits, monkeypatch):
 
 def test_models_and_weights_that_are_unknown(tmp_path, digits):
     fit = ("transfer", "fit", digits, "-o", tmp_path / "x.h5", "--model")
-    assert "did you mean glyphnet?" in refuse(*fit, "glifnet")
+    assert "did you mean glyphnet or lenet5?" in refuse(*fit, "glifnet")
     assert "no weights named 'imagenet'; named ones: 'glyphs'" in refuse(*fit, "glyphnet", "--weights", "imagenet")
-    assert "no weights for resnet20 ship with the package" in refuse(*fit, "resnet20")
+    assert "no weights for resnet32 ship with the package" in refuse(*fit, "resnet32")
     assert "no weights file at" in refuse(*fit, "glyphnet", "--weights", tmp_path / "no.h5")
     (tmp_path / "short.h5").write_bytes(zoo.registry.weights_path(zoo.find("glyphnet"), "glyphs").read_bytes()[:9000])
     assert "damaged or truncated" in refuse(*fit, "glyphnet", "--weights", tmp_path / "short.h5")

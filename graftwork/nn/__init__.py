@@ -4,7 +4,7 @@ from . import functional, init, losses, metrics, optim, rng, schedule
 from .autograd import grad, no_grad, set_grad
 from .compile import Compiled, compile
 from .data import ArrayDataset, DataLoader
-from .losses import CrossEntropyLoss, L1Loss, MSELoss
+from .losses import CrossEntropyLoss, L1Loss, MSELoss, SoftCrossEntropyLoss
 from .modules import *  # noqa: F403 - the layers are this namespace's purpose
 from .modules import __all__ as _layers
 from .op import OPS, Op, Sample, Spec
@@ -14,6 +14,6 @@ from .train import Trainer, predict
 
 __all__ = [
     *_layers, "ArrayDataset", "Compiled", "CrossEntropyLoss", "DataLoader", "L1Loss", "LossScale", "MSELoss", "OPS", "Op",
-    "Sample", "Spec", "Tensor", "Trainer", "compile", "functional", "grad", "init", "losses", "metrics", "no_grad", "optim",
-    "predict", "rng", "schedule", "set_grad", "tensor",
+    "Sample", "SoftCrossEntropyLoss", "Spec", "Tensor", "Trainer", "compile", "functional", "grad", "init", "losses", "metrics",
+    "no_grad", "optim", "predict", "rng", "schedule", "set_grad", "tensor",
 ]  # fmt: skip

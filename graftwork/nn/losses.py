@@ -18,6 +18,19 @@ class CrossEntropyLoss(Module):
         return F.cross_entropy(logits, labels, self.label_smoothing, self.reduction)
 
 
+class SoftCrossEntropyLoss(Module):
+    """Cross-entropy with target rows (batch, classes) of any weight, divided by the weight of all of them.
+
+    Label smoothing, mixed images and weights of classes are all a matter of these rows; a row of zeros counts for nothing.
+    Class numbers (batch,) are taken as well, for validation: plain cross-entropy.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        if target.ndim == 1:
+            return F.cross_entropy(logits, target)
+        return -(target * F.log_softmax(logits)).sum() / target.sum()
+
+
 class MSELoss(Module):
     """`functional.mse_loss` with a fixed reduction."""
 

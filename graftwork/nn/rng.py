@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from ..errors import ConfigError
@@ -45,6 +48,19 @@ def default_state(device: str = "cpu") -> Tensor:
     if device not in _on_devices:
         _on_devices[device] = tensor(_state.data.copy(), device=device)
     return _on_devices[device]
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """All randomness from `seed` inside the block, and as it was before after it."""
+    global _generator
+    before, generator = get_state(), _generator
+    manual_seed(seed)
+    try:
+        yield
+    finally:
+        _generator = generator
+        set_state(before)
 
 
 def get_state() -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +34,9 @@ class Trainer:
     precision: "bf16" or "fp16" for compiled steps on a GPU (`nn.compile`). loss_scale: a LossScale, which "fp16" brings by
     itself; the step is two graphs then, and the update is left out where a gradient has overflowed (`skipped` counts such
     steps).
+    monitor: the entry of the history whose best epoch is kept (`best`, `restore_best()`): the highest of an accuracy, the
+    lowest of anything else. patience: stop after so many epochs without a better one. notes: what a checkpoint must have
+    been made with for `resume()` to go on from it (JSON values).
     progress: a rich progress bar on the terminal. history: one dict an epoch.
     Plugins take part through prepare_model, fit_start, reduce_gradients, step_end and fit_end.
     """
@@ -40,18 +44,26 @@ class Trainer:
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
                  schedule: Schedule | None = None, checkpoint_path: str | Path | None = None, progress: bool = True,
                  plugins: Any = None, compile: bool = False, precision: str | None = None,
-                 loss_scale: LossScale | None = None):  # fmt: skip
+                 loss_scale: LossScale | None = None, monitor: str | None = None, patience: int | None = None,
+                 notes: dict[str, Any] | None = None):  # fmt: skip
         if (precision is not None or loss_scale is not None) and not compile:
             raise ConfigError("Trainer: precision and loss_scale are for compiled steps; pass compile=True as well")
+        if patience is not None and (patience < 1 or monitor is None):
+            raise ConfigError(f"Trainer: patience={patience}, monitor={monitor!r}; expected at least 1 epoch, and something to "
+                              'watch such as monitor="validation_loss"')  # fmt: skip
         self.model, self.optimizer, self.loss, self.schedule = model, optimizer, loss, schedule
         self.checkpoint_path = None if checkpoint_path is None else Path(checkpoint_path)
         self.progress = progress
         self.history: list[dict] = []
         self.epoch = self.step = 0
         self.stop = False  # a plugin may set it in step_end
+        self.monitor, self.patience, self.notes = monitor, patience, json.loads(json.dumps(notes or {}))
+        self.best: dict[str, Any] | None = None  # {"epoch": ..., "value": ...} of the monitored entry
+        self._best_state: dict[str, np.ndarray] = {}
         self._plugins, self.compile, self.precision = plugins, compile, precision
         self.loss_scale, self.skipped = loss_scale, 0
         self._static_step: Callable | None = None
+        self._static_model: Callable | None = None
         self._gradients: Callable | None = None  # with a loss scale: the step's two graphs
         self._update: Callable | None = None
 
@@ -70,23 +82,28 @@ class Trainer:
         if epochs < 1:
             raise ConfigError(f"fit: epochs={epochs}, expected at least 1")
         hook = self.plugins.hook
-        self.model = self.plugins.prepare_model(self.model, self)
-        if self.compile:
-            self._compile()
+        self.prepare()
         hook.fit_start(trainer=self)
         try:
             with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
-                while self.epoch < epochs and not self.stop:
+                while self.epoch < epochs and not self.stop and not self.exhausted:
                     loader.epoch = self.epoch
                     record = self._epoch(loader, bar)
                     if validation is not None:
                         record.update({f"validation_{k}": v for k, v in self.evaluate(validation).items()})
                     self.history.append(record)
+                    self._watch(record)
                     if self.checkpoint_path is not None:
                         self.save(self.checkpoint_path)
         finally:
             hook.fit_end(trainer=self)
         return self.history
+
+    def prepare(self) -> None:
+        """Let plugins change the model, and make the static step; `fit` does so itself, `train_step` needs it before."""
+        self.model = self.plugins.prepare_model(self.model, self)
+        if self.compile:
+            self._compile()
 
     def _epoch(self, loader, bar) -> dict:
         self.model.train()
@@ -94,8 +111,7 @@ class Trainer:
         for x, target in loader:
             value, prediction = self.train_step(x, target)
             loss.add(value, len(x))
-            if prediction.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu":
-                hits.add(F.accuracy(prediction, target), len(x))
+            _count_hits(hits, prediction, target)
             bar.advance(f"epoch {self.epoch + 1}  loss {loss.value:.4f}")
             if self.stop:
                 break
@@ -121,16 +137,6 @@ class Trainer:
         self.optimizer.step()
         return loss, prediction
 
-    def _whole_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What becomes one graph: no hook in between, and no gradient outlives it."""
-        self.optimizer.zero_grad()
-        prediction = self.model(x)
-        loss = self.loss(prediction, target)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss, prediction
-
     def _compile(self) -> None:
         if self.plugins.hook.reduce_gradients.get_hookimpls():
             raise ConfigError(
@@ -139,8 +145,12 @@ class Trainer:
             )
         if self.precision == "fp16" and self.loss_scale is None:
             self.loss_scale = LossScale(device=next(iter(self.model.parameters())).device)
+        known = self._static_model is not None and self._static_model.target is self.model  # type: ignore[attr-defined]
+        if not known:
+            self._static_model = compile(self.model)  # evaluates in float32
         if self.loss_scale is None:
-            self._static_step = compile(self._whole_step, self.precision)
+            if not known:
+                self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss), self.precision)
         else:
             self._static_step = self._scaled_step
             self._gradients = compile(self._scaled_gradients, self.precision)
@@ -182,6 +192,27 @@ class Trainer:
     def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.groups for p in group["parameters"]]
 
+    # -- the best epoch ----------------------------------------------------------------------------------------------
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` epochs have passed without a better one."""
+        return self.patience is not None and self.best is not None and self.epoch - self.best["epoch"] >= self.patience
+
+    def _watch(self, record: dict) -> None:
+        if self.monitor is None:
+            return
+        if self.monitor not in record:
+            raise ConfigError(f"Trainer: monitor={self.monitor!r} is not in the history, which has {', '.join(record)}")
+        value, sign = record[self.monitor], 1 if self.monitor.endswith("accuracy") else -1
+        if self.best is None or sign * value > sign * self.best["value"]:
+            self.best, self._best_state = {"epoch": record["epoch"], "value": value}, self.model.state_dict()
+
+    def restore_best(self) -> None:
+        """Give the model the weights of the best epoch. Raises ConfigError before there is one."""
+        if self.best is None:
+            raise ConfigError('Trainer: no best epoch is known; train with monitor="validation_accuracy" or the like')
+        self.model.load_state_dict(self._best_state)
+
     def evaluate(self, batches: Iterable) -> dict[str, float]:
         """Mean loss and, for class labels, accuracy over batches, in inference mode."""
         was_training = self.model.training
@@ -189,10 +220,9 @@ class Trainer:
         loss, hits = Average(), Average()
         with no_grad():
             for x, target in batches:
-                prediction = self.model(x)
+                prediction = (self._static_model or self.model)(x)
                 loss.add(self.loss(prediction, target).item(), len(x))
-                if prediction.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu":
-                    hits.add(F.accuracy(prediction, target), len(x))
+                _count_hits(hits, prediction, target)
         self.model.train(was_training)
         return {"loss": loss.value, **({"accuracy": hits.value} if hits.count else {})}
 
@@ -203,8 +233,9 @@ class Trainer:
             "epoch": self.epoch, "step": self.step, "history": self.history, "random": rng.get_state(),
             "schedule": self.schedule.state_dict() if self.schedule else None,
             "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
+            "best": self.best, "notes": self.notes,
         }  # fmt: skip
-        arrays = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        arrays = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self._best_state}
         checkpoint.save(path, arrays, info)
 
     def resume(self, path: str | Path | None = None) -> bool:
@@ -219,6 +250,11 @@ class Trainer:
         arrays, info = checkpoint.load(source)
         if not {"model", "optimizer"} <= set(arrays) or (info.get("schedule") is None) != (self.schedule is None):
             raise CheckpointError("this checkpoint lacks parts of the run, or was made with another schedule")
+        noted = info.get("notes", {})
+        other = [name for name in {**self.notes, **noted} if self.notes.get(name) != noted.get(name)]
+        if other:
+            told = "; ".join(f"{name}: {noted.get(name)!r} there, {self.notes.get(name)!r} here" for name in other)
+            raise CheckpointError(f"{source} belongs to another run ({told}); name another file, or delete it to start again")
         before = self.optimizer.state_dict()
         self.optimizer.load_state_dict(arrays["optimizer"])
         try:
@@ -232,7 +268,30 @@ class Trainer:
             self.loss_scale.load_state_dict(info["loss_scale"])
         rng.set_state(info["random"])
         self.epoch, self.step, self.history = info["epoch"], info["step"], info["history"]
+        self.best, self._best_state = info.get("best"), arrays.get("best", {})
         return True
+
+
+def _whole_step(model: Module, optimizer: Optimizer, criterion: Callable) -> Callable:
+    """What becomes one graph: no hook in between, and no gradient outlives it. A closure, so that `compile` sees what it
+    depends on and captures again when a layer is frozen or let go."""
+
+    def step(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad()
+        prediction = model(x)
+        loss = criterion(prediction, target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss, prediction
+
+    return step
+
+
+def _count_hits(hits: Average, prediction: Tensor, target: Tensor) -> None:
+    """Add a batch's accuracy where targets are class numbers."""
+    if prediction.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu":
+        hits.add(F.accuracy(prediction, target), len(target))
 
 
 class _Progress:

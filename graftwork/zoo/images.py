@@ -16,17 +16,18 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def open_image(source: Any, channels: int = 3):
-    """A Pillow image in RGB (or grey for one channel) from a path, a Pillow image or a uint8 array.
+def open_image(source: Any, channels: int = 3, name: str | Path | None = None):
+    """A Pillow image in RGB (or grey for one channel) from a path, an open file, a Pillow image or a uint8 array.
 
-    Turned upright by its EXIF orientation; transparency is laid on white; of an animation, the first frame. Raises
-    DataError naming the file for anything that is not a readable image, is truncated, or is suspiciously large.
+    Turned upright by its EXIF orientation; transparency is laid on white; of an animation, the first frame. name: what errors
+    call it, by default its path or its type. Raises DataError naming the file for anything that is not a readable image, is
+    truncated, or is suspiciously large.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    name = source if isinstance(source, (str, Path)) else type(source).__name__
+    name = name or (source if isinstance(source, (str, Path)) else type(source).__name__)
     try:
-        if isinstance(source, (str, Path)):
+        if isinstance(source, (str, Path)) or hasattr(source, "read"):
             with Image.open(source) as opened:
                 opened.load()
                 image = opened.copy() if getattr(opened, "n_frames", 1) > 1 else opened
@@ -38,7 +39,8 @@ def open_image(source: Any, channels: int = 3):
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{name} cannot be read as an image ({error}); is it damaged, truncated or something else?") from error
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} cannot be read as an image ({reason}); is it damaged, truncated or something else?") from error
 
 
 def _pixels(array: Any) -> np.ndarray:
@@ -65,11 +67,11 @@ def _to_mode(image, mode: str):
     return image.convert(mode)
 
 
-def to_array(source: Any, size: tuple[int, int] | None, channels: int = 3) -> np.ndarray:
+def to_array(source: Any, size: tuple[int, int] | None, channels: int = 3, name: str | Path | None = None) -> np.ndarray:
     """One image as uint8 (height, width, channels), stretched to `size` (height, width) bilinearly unless None."""
     from PIL import Image
 
-    image = open_image(source, channels)
+    image = open_image(source, channels, name)
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     array = np.asarray(image)
@@ -133,7 +135,9 @@ def list_labelled(folder: str | Path) -> tuple[list[Path], np.ndarray, list[str]
     by_class = {}
     for name in names:
         by_class[name] = sorted(
-            p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
+            p
+            for p in (folder / name).rglob("*")
+            if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file()
         )
     empty = [name for name, paths in by_class.items() if not paths]
     if len(names) < 2 or len(empty) == len(names):

@@ -125,7 +125,7 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
         raise ModelError(f"{name} does not say which layers are its classifier; register it with top=(...)")
     _check_options(entry, options)
     options |= {k: v for k, v in (("classes", classes), ("input_shape", input_shape)) if v is not None}
-    with contextlib.nullcontext() if weights is None else init.values_follow():
+    with contextlib.nullcontext() if weights is None or new_head else init.values_follow():
         model = entry.factory(include_top=include_top, pooling=pooling, **options)
     if weights is not None:
         from .weights import load_weights

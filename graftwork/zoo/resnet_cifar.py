@@ -1,8 +1,13 @@
-"""ResNet for 32x32 images: He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2."""
+"""ResNet for 32x32 images: He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2.
+
+ResNet-20's weights "cifar10" ship with the package. Graftwork trained them itself (`scripts/cifar10`, provenance and accuracy
+beside the file); they are for research use, as CIFAR-10's images are.
+"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from ..nn import BatchNorm, Conv2d, Linear, Module, Sequential, Tensor
 from ..nn import functional as F
@@ -64,7 +69,18 @@ def stage(channels: int, out_channels: int, depth: int, stride: int) -> Sequenti
     return Sequential(Block(channels, out_channels, stride), *rest)
 
 
-for _layers in (20, 32, 56):
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's, in order
+EMBEDDED: dict[int, dict[str, Any]] = {  # accuracy in percent, with its 95 % interval, on 5,000 images that were kept aside
+    20: {
+        "weights": {"cifar10": "resnet20_cifar10.h5"}, "top1": 88.2, "top1_interval": (87.28, 89.07),
+        "sha256": {"cifar10": "658c6bdb4089198b5789f8926881c9c9a609c950a92863a0d338c6de33322cea"},
+        "licence": "research use (CIFAR-10's images; see resnet20_cifar10.md)",
+    },
+}  # fmt: skip
+
+for _layers, _parameters in ((20, 269_722), (32, 464_154), (56, 853_018)):
     register(
-        f"resnet{_layers}", partial(ResNetCifar, _layers // 6), f"ResNet-{_layers} for 32x32 images", top=("classifier",)
-    )
+        f"resnet{_layers}", partial(ResNetCifar, _layers // 6), f"ResNet-{_layers} for 32x32 images",
+        top=("classifier",), input_shape=(32, 32, 3), parameters=_parameters, preprocessing=ResNetCifar.preprocessing,
+        classes=CLASSES, **EMBEDDED.get(_layers, {}),
+    )  # fmt: skip

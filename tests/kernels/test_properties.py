@@ -555,6 +555,30 @@ def conv2d_weight_grad(p: Pick) -> Inputs:
     return (p.values(*x), p.values(*conv2d_output(x, w, attrs))), {"kernel_shape": w[:2], **attrs}
 
 
+def quantized(p: Pick, x: tuple[int, ...], w: tuple[int, ...], geometry: dict[str, Any]) -> Inputs:
+    """8-bit arrays, scales and the rest of a quantized product; outputs spread over their range and some saturate."""
+    limits, dtype = np.iinfo(p.dtype), p.one("int8", "uint8", "float32")
+    whole = lambda shape, low, high, kind: p.rng.integers(low, high, shape, endpoint=True).astype(kind)  # noqa: E731
+    scale = p.rng.uniform(0.5, 2.0, w[-1]).astype(np.float32)
+    arrays = whole(x, limits.min, limits.max, p.dtype), whole(w, -127, 127, np.int8), scale, whole(w[-1], -9999, 9999, np.int32)
+    low, high = p.one((None, None), (0.0, None), (0.0, 6.0))
+    floating = dtype == "float32"
+    attrs = {
+        "x_scale": 0.01, "x_zero_point": p.int(limits.min, limits.max), "low": low, "high": high, "dtype": dtype,
+        "out_scale": None if floating else p.one(0.01, 3.0), "out_zero_point": 0 if floating else p.int(0, 100),
+    }  # fmt: skip
+    return arrays[: p.one(3, 4)], {**geometry, **attrs}
+
+
+def quantized_matmul(p: Pick) -> Inputs:
+    k, n = (p.one(0, 1, 2, 5, 9, 40) for _ in range(2))
+    return quantized(p, (*p.shape(), k), (k, n), {})
+
+
+def quantized_conv2d(p: Pick) -> Inputs:
+    return quantized(p, *convolution(p))
+
+
 # -- the table --------------------------------------------------------------------------------------------------------
 
 FLOATS = ("float32", "float64", "float16")
@@ -626,6 +650,8 @@ ROWS: dict[str, Row] = {
     "conv2d": Row(conv2d, terms),
     "conv2d_input_grad": Row(conv2d_input_grad, terms),
     "conv2d_weight_grad": Row(conv2d_weight_grad, terms),
+    "quantized_matmul": Row(quantized_matmul, None, ("int8", "uint8")),
+    "quantized_conv2d": Row(quantized_conv2d, None, ("int8", "uint8")),
     "max_pool2d": Row(max_pool, None, special=True),
     "max_pool2d_grad": Row(max_pool_grad(True), lambda op, arrays, attrs, want: outputs(
         op, reference(op), [np.abs(arrays[0]), *arrays[1:]], attrs), special=True),

@@ -127,6 +127,104 @@ def test_compiled_training_equals_eager():
     assert all(p.grad is None for p in run.model.parameters())
 
 
+def test_a_compiled_step_follows_what_is_frozen():
+    x, y = blobs()
+    finals = []
+    for compiled in (False, True):
+        run = trainer()
+        run.compile = compiled
+        first = run.model[0]
+        first.freeze()
+        before = first.state_dict()
+        run.fit(DataLoader(ArrayDataset(x, y), 16, shuffle=True, seed=1), 1)
+        assert all(np.array_equal(v, before[n]) for n, v in first.state_dict().items())
+        first.unfreeze()
+        run.fit(DataLoader(ArrayDataset(x, y), 16, shuffle=True, seed=1), 2)
+        assert not any(np.array_equal(v, before[n]) for n, v in first.state_dict().items())
+        finals.append(run.model.state_dict())
+    for name, value in finals[0].items():  # float32, planned kernels sum in another order
+        np.testing.assert_allclose(value, finals[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def patient(x, y, path=None, epochs=9, evaluated=None):
+    """A run on checks that get worse, with a script of validation losses instead of measured ones."""
+    script = iter(evaluated or [3.0, 1.0, 2.0, 1.5, 0.5])
+    run = trainer(path)
+    run.monitor, run.patience = "validation_loss", 2
+    run.evaluate = lambda batches: {"loss": next(script)}
+    run.states = []
+    run._save, run.save = run.save, lambda p: (run.states.append(run.model.state_dict()), run._save(p))
+    if path is not None:
+        run.resume()
+    run.fit(DataLoader(ArrayDataset(x, y), 16, shuffle=True, seed=1), epochs, validation=[])
+    return run
+
+
+def test_early_stopping_and_the_best_epoch(tmp_path):
+    x, y = blobs(48)
+    run = patient(x, y, tmp_path / "run.h5")
+    assert len(run.history) == 4 and run.best == {"epoch": 2, "value": 1.0} and run.exhausted
+    run.restore_best()
+    for name, value in run.model.state_dict().items():
+        np.testing.assert_array_equal(value, run.states[1][name])
+    again = patient(x, y, tmp_path / "run.h5", evaluated=[0.0])
+    assert len(again.history) == 4  # it had stopped for good
+    again.restore_best()
+    for name, value in again.model.state_dict().items():
+        np.testing.assert_array_equal(value, run.states[1][name])
+
+
+def test_what_cannot_be_watched():
+    x, y = blobs(48)
+    with pytest.raises(errors.ConfigError, match="patience=3, monitor=None"):
+        nn.Trainer(nn.Linear(2, 2), nn.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), patience=3)
+    run = trainer()
+    with pytest.raises(errors.ConfigError, match="no best epoch"):
+        run.restore_best()
+    run.monitor = "validation_loss"
+    with pytest.raises(errors.ConfigError, match="'validation_loss' is not in the history, which has epoch, loss"):
+        run.fit(DataLoader(ArrayDataset(x, y), 16), 1)
+
+
+def test_a_checkpoint_of_another_run(tmp_path):
+    run = trainer(tmp_path / "run.h5")
+    run.notes = {"data": "a", "size": [3, 4]}
+    run.save(tmp_path / "run.h5")
+    assert run.resume()
+    run.notes = {"data": "b", "size": [3, 4]}
+    with pytest.raises(errors.CheckpointError, match=r"another run \(data: 'a' there, 'b' here\)"):
+        run.resume()
+
+
+def test_soft_targets_agree_with_class_numbers(rng):
+    logits, labels = rng.standard_normal((5, 3)), rng.integers(0, 3, 5)
+    loss = nn.SoftCrossEntropyLoss()
+    for smoothing in (0.0, 0.1):
+        rows = np.eye(3)[labels] * (1 - smoothing) + smoothing / 3
+        plain = F.cross_entropy(gw.tensor(logits), gw.tensor(labels), smoothing).item()
+        assert loss(gw.tensor(logits), gw.tensor(rows)).item() == pytest.approx(plain, rel=1e-12)
+    rows[3:] = 0  # rows that count for nothing
+    assert loss(gw.tensor(logits), gw.tensor(rows)).item() == pytest.approx(
+        loss(gw.tensor(logits[:3]), gw.tensor(rows[:3])).item(), rel=1e-12
+    )
+    assert loss(gw.tensor(logits), gw.tensor(labels)).item() == pytest.approx(
+        F.cross_entropy(gw.tensor(logits), gw.tensor(labels)).item()
+    )
+
+
+def test_a_block_with_its_own_randomness():
+    from graftwork.nn import rng
+
+    gw.manual_seed(1)
+    generator, before = rng.generator(), rng.get_state()
+    found = []
+    for _ in range(2):
+        with rng.seeded(9):
+            found.append((rng.generator().random(), F.dropout(gw.tensor(np.ones(8)), 0.5).numpy()))
+    assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
+    assert rng.generator() is generator and rng.get_state() == before
+
+
 def test_a_compiled_step_has_no_place_for_reduced_gradients():
     class Reducer:
         @hookimpl

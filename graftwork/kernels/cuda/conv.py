@@ -45,7 +45,7 @@ def _forward_patches(x: View, kernel_shape, points: int, grid, stride, padding, 
     return _patches(h, w, c, points, elements, stride, base, dilation, grid, kernel_shape[1], channels)
 
 
-def _shapes(image, kernel_shape, output, stride, padding, dilation, groups: int) -> Conv:
+def shapes_of(image, kernel_shape, output, stride, padding, dilation, groups: int) -> Conv:
     """The shapes of a convolution, as the tensor-core planners take them."""
     sides: Any = tuple(map(tuple, padding))
     return Conv(tuple(image), tuple(kernel_shape), tuple(output), tuple(stride), sides, tuple(dilation), groups)
@@ -94,7 +94,7 @@ def _conv2d(b: Builder, x, w, bias, residual, out, stride, padding, dilation, gr
     elif _depthwise(x.shape[3], groups):
         _depthwise_forward(b, x, w, bias, residual, out, stride, padding, dilation, activation)
     elif tensor_cores.takes(b, x.dtype.name, tf32):
-        conv = _shapes(x.shape, w.shape[:2], out.shape, stride, padding, dilation, groups)
+        conv = shapes_of(x.shape, w.shape[:2], out.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv(b, x, w, out, conv, bias, residual, activation)
     elif winograd.chosen(b, "conv2d", out, w, stride, dilation, groups):
         winograd.add_forward(b, x, w, out, padding, bias, residual, activation)
@@ -177,7 +177,7 @@ def _input_grad(
             ceil_div(out.size // lanes, BLOCK),
                  BLOCK, out, g, w, form)  # fmt: skip
     elif tensor_cores.takes(b, g.dtype.name, tf32):
-        conv = _shapes(input_shape, w.shape[:2], g.shape, stride, padding, dilation, groups)
+        conv = shapes_of(input_shape, w.shape[:2], g.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv_input_grad(b, g, w, out, conv)
     elif winograd.chosen(b, "conv2d_input_grad", out, w, stride, dilation, groups):
         winograd.add_input_grad(b, g, w, out, padding)
@@ -235,7 +235,7 @@ def _weight_grad(
     elif _depthwise(x.shape[3], groups) and math.prod(kernel_shape) <= MOST_TAPS:
         _depthwise_weight_grad(b, x, g, out, kernel_shape, stride, padding, dilation)
     elif tensor_cores.takes(b, x.dtype.name, tf32):
-        conv = _shapes(x.shape, kernel_shape, g.shape, stride, padding, dilation, groups)
+        conv = shapes_of(x.shape, kernel_shape, g.shape, stride, padding, dilation, groups)
         tensor_cores.add_conv_weight_grad(b, x, g, out, conv)
     else:
         inputs, outputs = x.shape[3] // groups, g.shape[3] // groups

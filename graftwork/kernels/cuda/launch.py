@@ -220,7 +220,10 @@ class Machine(Protocol):
 
     capability: int
     processors: int
-    chip: str  # as in Builder
+
+    @property
+    def chip(self) -> str:
+        """As in Builder."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any: ...
 

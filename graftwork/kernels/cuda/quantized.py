@@ -11,8 +11,9 @@ import math
 from ..reference.quantized import requantisation
 from . import tensor_cores
 from .arguments import Requantise
+from .conv import shapes_of
 from .launch import Builder, View, c_type, ceil_div, dense_strides, kernel, structure, vector_width
-from .mma import Conv, Finish
+from .mma import Finish
 
 BLOCK = 256
 FEW = 4  # channels of a group up to which a product of tiles would be mostly empty
@@ -97,7 +98,7 @@ def quantized_conv2d(b: Builder, x: View, w: View, scale: View, bias: View | Non
     if image.shape[1:3] != x.shape[1:3]:
         padding = ((0, 0), (0, 0))
     bias = _bias(b, w, bias, zero)
-    conv = Conv(image.shape, w.shape[:2], out.shape, tuple(stride), tuple(map(tuple, padding)), tuple(dilation), groups)
+    conv = shapes_of(image.shape, w.shape[:2], out.shape, stride, padding, dilation, groups)
     tensor_cores.add_conv_int8(b, image, w, out, conv, Finish(bias, None, scale, None, given.requantise))
 
 

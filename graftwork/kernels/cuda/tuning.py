@@ -59,7 +59,7 @@ def choose(chip: str, what: str, options: Sequence[str], usual: str) -> str:
         found = _trial.choices.get(key)
     else:
         found = table().get(key) if chip else None
-    return found if found in options else usual
+    return found if found is not None and found in options else usual
 
 
 def describe(fn: Callable, arrays: Sequence[Any], out: Any, attrs: Mapping[str, Any]) -> launch.Description:

@@ -21,7 +21,8 @@ def fits(w: View, stride, dilation, groups: int) -> bool:
 
 def chosen(b: Builder, op: str, out: View, w: View, stride, dilation, groups: int) -> bool:
     """Whether it is used for a convolution or an input gradient with this result."""
-    return fits(w, stride, dilation, groups) and selection.winograd(b, op, *out.shape[:3], w.shape[2], w.shape[3])
+    images, height, width, _ = out.shape
+    return fits(w, stride, dilation, groups) and selection.winograd(b, op, images, height, width, w.shape[2], w.shape[3])
 
 
 def add_forward(b: Builder, x: View, w: View, out: View, padding, bias: View | None, residual: View | None, activation) -> None:

@@ -10,18 +10,27 @@ from importlib.util import find_spec
 from ...errors import MissingDependency
 from ..hookspecs import hookimpl
 
-__all__ = ["FeatureExtractor", "ImageClassifier", "cluster", "fine_tune", "register_commands", "similar"]
+__all__ = [
+    "Augmentation", "Clusters", "Evaluation", "FeatureExtractor", "FineTuned", "Folder", "ImageClassifier", "Recipe",
+    "SimilarityIndex", "TagHead", "Tagger", "cluster", "find_rates", "fine_tune", "load_folder",
+    "register_commands", "similar",
+]  # fmt: skip
 
 _HOME = {
-    "FeatureExtractor": "features", "ImageClassifier": "classifier", "similar": "neighbours", "cluster": "neighbours",
-    "fine_tune": "finetune",
+    "FeatureExtractor": "features", "ImageClassifier": "classifier", "Tagger": "tagger", "TagHead": "taghead",
+    "SimilarityIndex": "index", "Clusters": "clusters", "Folder": "folders", "load_folder": "folders", "similar": "neighbours",
+    "cluster": "neighbours", "fine_tune": "finetune", "FineTuned": "finetune", "Recipe": "finetune", "Augmentation": "augment",
+    "find_rates": "rate_finder", "Evaluation": "evaluation",
 }  # fmt: skip
+_NEED_SCIKIT_LEARN = {"TagHead", "SimilarityIndex", "Clusters"}  # they inherit from it; the others load without
 
 
 def __getattr__(name: str):
     """The plugin's parts load when first used: registering its commands costs nothing."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _NEED_SCIKIT_LEARN:
+        require_scikit_learn()
     import importlib
 
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,10 +1,11 @@
-"""The commands `graftwork transfer fit|predict|evaluate|similar`."""
+"""The commands `graftwork transfer advise|fit|evaluate|predict|similar|cluster|tune|report`."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -15,13 +16,51 @@ def transfer() -> None:
     """Learn new classes from a folder of pictures with a pretrained network."""
 
 
+def _network_options(command):
+    """--model and --weights, the same everywhere."""
+    for option in (
+        click.option("--weights", default=None, help="A weights name or an HDF5 file; embedded ones if absent."),
+        click.option("--model", "model_name", default="squeezenet1_1", show_default=True, help="A network of the zoo."),
+    ):
+        command = option(command)
+    return command
+
+
+def _json_option(what: str = "Print one JSON object."):
+    return click.option("--json", "as_json", is_flag=True, help=what)
+
+
+FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+
+
 @transfer.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--model", "model_name", default="squeezenet1_1", show_default=True, help="A network of the zoo.")
-@click.option("--weights", default=None, help="A weights name or an HDF5 file; embedded ones if absent.")
+@FOLDER
+@_network_options
+@click.option("--budget", type=float, default=None, help="Seconds that fine-tuning may take.")
+@_json_option()
+def advise(folder: Path, model_name: str, weights: str | None, budget: float | None, as_json: bool) -> None:
+    """Measure FOLDER and a network, and say how best to learn: which corner of the table, which strategy, why, how long."""
+    from ...zoo.images import list_labelled
+    from .advise import advise as measure
+
+    paths, labels, _ = list_labelled(_train_folder(folder))
+    advice = measure(_pretrained(model_name, weights), paths, labels, budget=budget, progress=not as_json)
+    click.echo(json.dumps(advice.to_dict()) if as_json else str(advice))
+
+
+@transfer.command()
+@FOLDER
+@_network_options
 @click.option("-C", "strength", type=float, default=None, help="Inverse regularisation; chosen by cross-validation if absent.")
+@click.option(
+    "--strategy", default="features", show_default=True,
+    help="features; head, few, all, gradual or a number of layers to fine-tune; auto to follow `advise`.",
+)  # fmt: skip
+@click.option("--epochs", type=int, default=None, help="Of fine-tuning.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write (.h5).")
-def fit(folder: Path, model_name: str, weights: str | None, strength: float | None, output: Path) -> None:
+@_json_option()
+def fit(folder: Path, model_name: str, weights: str | None, strength: float | None, strategy: str, epochs: int | None,
+        output: Path, as_json: bool) -> None:  # fmt: skip
     """Learn the classes of FOLDER, which has a sub-folder of pictures for each.
 
     If it holds `train` and `validation`, those are used: the first to learn, the second to measure.
@@ -31,22 +70,39 @@ def fit(folder: Path, model_name: str, weights: str | None, strength: float | No
     from ...nn.files import require_writable
     from ...zoo.images import list_labelled
     from . import require_scikit_learn
-    from .classifier import ImageClassifier
+    from .advise import fit as learn
 
     require_scikit_learn()
-    console, start = Console(), time.perf_counter()
+    console, start = Console(quiet=as_json), time.perf_counter()
     require_writable(output)
-    train = folder / "train" if (folder / "train").is_dir() else folder
-    paths, labels, classes = list_labelled(train)
+    paths, labels, classes = list_labelled(_train_folder(folder))
     checks = _labelled(folder / "validation", classes) if (folder / "validation").is_dir() else None
     model = _pretrained(model_name, weights)
     console.print(f"{len(paths)} pictures of {len(classes)} classes, features of {model_name}")
-    classifier = ImageClassifier(model, model_name, strength, progress=True).fit(paths, labels, classes)
+    way = int(strategy) if strategy.isdigit() else strategy
+    options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    classifier = learn(model, paths, labels, classes, model_name, way, C=strength, progress=not as_json, **options)
+    if classifier.advice is not None:
+        console.print(str(classifier.advice))
     classifier.save(output)
-    console.print(f"learned in {time.perf_counter() - start:.1f} s (C = {classifier.C}); wrote {output}")
+    seconds, C = time.perf_counter() - start, getattr(classifier, "C_", None)
+    console.print(f"learned in {seconds:.1f} s{'' if C is None else f' (C = {C})'}; wrote {output}")
+    result: dict[str, Any] = {
+        "output": str(output), "seconds": seconds, "images": len(paths), "classes": classes, "C": C,
+        "advice": None if classifier.advice is None else classifier.advice.to_dict(),
+    }  # fmt: skip
     if checks is not None:
-        report = _evaluate(classifier, *checks)
-        console.print(f"validation accuracy {report['accuracy']:.4f} on {report['images']} pictures")
+        result["validation"] = _evaluate(classifier, *checks)
+        console.print(
+            f"validation accuracy {result['validation']['accuracy']:.4f} on {result['validation']['images']} pictures"
+        )
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+def _train_folder(folder: Path) -> Path:
+    """Where the pictures to learn from are."""
+    return folder / "train" if (folder / "train").is_dir() else folder
 
 
 def _pretrained(model_name: str, weights: str | None):
@@ -73,21 +129,21 @@ def _labelled(folder: Path, classes: list[str]) -> tuple[list[Path], np.ndarray]
 
 
 def _evaluate(classifier, paths: list[Path], truth: np.ndarray) -> dict:
-    """Accuracy, overall and by class."""
-    right = classifier.predict(paths) == truth
-    by_class = {classifier.classes[i]: float(right[truth == i].mean()) for i in np.unique(truth)}
-    return {"accuracy": float(right.mean()), "images": len(paths), "by_class": by_class}
+    """Accuracy with its interval, overall and by class, and confusion."""
+    from .evaluation import Evaluation
+
+    return Evaluation(classifier.classes, truth, np.asarray(classifier.predict_proba(paths))).summary()
 
 
 @transfer.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@FOLDER
+@_json_option()
 def evaluate(model: Path, folder: Path, as_json: bool) -> None:
     """Measure MODEL (written by `fit`) on the labelled pictures of FOLDER."""
-    from .classifier import ImageClassifier
+    from .advise import load
 
-    classifier = ImageClassifier.load(model, progress=not as_json)
+    classifier = load(model, progress=not as_json)
     report = _evaluate(classifier, *_labelled(folder, classifier.classes))
     if as_json:
         click.echo(json.dumps(report))
@@ -95,23 +151,26 @@ def evaluate(model: Path, folder: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table, console = Table("class", "accuracy"), Console()
-    for name, value in report["by_class"].items():
-        table.add_row(name, f"{value:.3f}")
-    console.print(f"accuracy {report['accuracy']:.4f} on {report['images']} pictures")
+    table, console = Table("class", "accuracy", "95 % interval", "precision"), Console()
+    for row in report["classes"]:
+        if row["images"]:
+            claimed = "-" if row["precision"] is None else f"{row['precision']:.3f}"
+            table.add_row(row["class"], f"{row['recall']:.3f}", "{:.2f} to {:.2f}".format(*row["interval"]), claimed)
+    low, high = report["interval"]
+    console.print(f"accuracy {report['accuracy']:.4f} on {report['images']} pictures (95 %: {low:.3f} to {high:.3f})")
     console.print(table)
 
 
 @transfer.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@_json_option("Print one JSON object a line.")
 def predict(model: Path, pictures: tuple[Path, ...], as_json: bool) -> None:
     """Classify PICTURES (files, or folders of them) with MODEL."""
     from ...zoo.images import list_images
-    from .classifier import ImageClassifier
+    from .advise import load
 
-    classifier = ImageClassifier.load(model)
+    classifier = load(model)
     paths = [p for given in pictures for p in (list_images(given) if given.is_dir() else [given])]
     for path, probabilities in zip(paths, classifier.predict_proba(paths), strict=True):
         best = int(probabilities.argmax())
@@ -124,11 +183,10 @@ def predict(model: Path, pictures: tuple[Path, ...], as_json: bool) -> None:
 
 @transfer.command()
 @click.argument("query", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--model", "model_name", default="squeezenet1_1", show_default=True, help="A network of the zoo.")
-@click.option("--weights", default=None, help="A weights name or an HDF5 file; embedded ones if absent.")
+@FOLDER
+@_network_options
 @click.option("-k", default=5, show_default=True, help="How many to show.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_json_option()
 def similar(query: Path, folder: Path, model_name: str, weights: str | None, k: int, as_json: bool) -> None:
     """Find the pictures below FOLDER that look most like QUERY."""
     from ...errors import ConfigError, DataError
@@ -152,3 +210,85 @@ def similar(query: Path, folder: Path, model_name: str, weights: str | None, k: 
         return
     for entry in found:
         click.echo(f"{entry['distance']:.4f}\t{entry['image']}")
+
+
+@transfer.command()
+@FOLDER
+@_network_options
+@click.option("-k", default=10, show_default=True, help="How many clusters.")
+@_json_option()
+def cluster(folder: Path, model_name: str, weights: str | None, k: int, as_json: bool) -> None:
+    """Sort the pictures below FOLDER, without labels, into clusters of what looks alike."""
+    from ...zoo.images import list_images
+    from . import require_scikit_learn
+    from .features import FeatureExtractor
+    from .neighbours import cluster as group
+
+    require_scikit_learn()
+    paths = list_images(folder)
+    numbers = group(FeatureExtractor(_pretrained(model_name, weights), progress=not as_json).transform(paths), k)
+    found = {str(c): [str(paths[i]) for i in np.flatnonzero(numbers == c)] for c in range(k)}
+    if as_json:
+        click.echo(json.dumps({"images": len(paths), "clusters": found}))
+        return
+    for path, number in sorted(zip(paths, numbers.tolist(), strict=True), key=lambda pair: pair[1]):
+        click.echo(f"{number}\t{path}")
+
+
+@transfer.command()
+@FOLDER
+@_network_options
+@click.option("--layer", "layers", multiple=True, help="A layer to try beside the trunk's end; may be repeated.")
+@click.option("-C", "strengths", type=float, multiple=True, help="A regularisation to try; may be repeated.")
+@click.option("--rate", "rates", type=float, multiple=True, help="A learning rate of fine-tuning to try; may be repeated.")
+@click.option("--epochs", type=int, default=None, help="Of fine-tuning.")
+@click.option("--folds", default=3, show_default=True, help="Of cross-validation.")
+@_json_option()
+def tune(folder: Path, model_name: str, weights: str | None, layers: tuple[str, ...], strengths: tuple[float, ...],
+         rates: tuple[float, ...], epochs: int | None, folds: int, as_json: bool) -> None:  # fmt: skip
+    """Choose layer, regularisation and learning rate for FOLDER by cross-validation; a fifth is kept to measure the choice."""
+    from ...zoo.images import list_labelled
+    from . import require_scikit_learn
+    from .classifier import CANDIDATES
+    from .experiments import tune as search
+
+    require_scikit_learn()
+    paths, labels, classes = list_labelled(_train_folder(folder))
+    options = {} if epochs is None else {"epochs": epochs}
+    found = search(_pretrained(model_name, weights), paths, labels, strengths or CANDIDATES, (None, *layers), rates, classes,
+                   folds=folds, progress=not as_json, fine_tuning=options)  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found.to_dict()))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table, console = Table("method", "layer", "C or rate", "accuracy", "deviation"), Console()
+    for row in found.rows:
+        spread = "" if row["deviation"] is None else f"{row['deviation']:.3f}"
+        table.add_row(row["method"], row.get("layer") or "last", f"{row.get('C', row.get('trunk_lr'))}",
+                      f"{row['accuracy']:.3f}", spread)  # fmt: skip
+    console.print(table)
+    low, high = found.interval
+    console.print(f"the first, on {found.test_images} pictures never looked at: {found.test:.4f} ({low:.3f} to {high:.3f})")
+
+
+@transfer.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@FOLDER
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The page to write (.html).")
+@click.option("--title", default="A grafted classifier", show_default=True)
+@_json_option()
+def report(model: Path, folder: Path, output: Path, title: str, as_json: bool) -> None:
+    """Measure MODEL on the labelled pictures of FOLDER, and write one page: figures, mistakes, similar pictures, a map."""
+    from ...nn.files import require_writable
+    from .advise import load
+    from .report.classifier import report as write
+
+    require_writable(output)
+    classifier = load(model, progress=not as_json)
+    found = write(output, classifier, *_labelled(folder, classifier.classes), title=title)
+    if as_json:
+        click.echo(json.dumps({**found.summary(), "output": str(output)}))
+        return
+    click.echo(f"accuracy {found.accuracy:.4f} on {len(found.truth)} pictures; wrote {output}")

@@ -90,8 +90,9 @@ def _network(pixels, labels, train, test, seed: int, weights: str | None) -> flo
     trunk = create("glyphnet", weights=weights, include_top=False)
     inputs = trunk.preprocess(list(pixels)).numpy()
     trunk_lr, head_lr = (5e-4, 1e-2) if weights else (4e-3, 4e-3)
-    model = fine_tune(trunk, inputs[train], labels[train], 10, epochs=EPOCHS, seed=seed, transform=shift,
-                      freeze_statistics=weights is not None, trunk_lr=trunk_lr, head_lr=head_lr)  # fmt: skip
+    model = fine_tune(trunk, inputs[train], labels[train], 10, epochs=EPOCHS, seed=seed, transform=shift, batch_size=16,
+                      freeze_statistics=weights is not None, trunk_lr=trunk_lr, head_lr=head_lr, standardise=False,
+                      compile=False).model  # fmt: skip
     right = 0
     with no_grad():
         for i in range(0, len(test), 256):

@@ -1,31 +1,24 @@
-"""Similar images and clusters, on deep features."""
+"""Similar images and clusters of deep features in one call; the models behind them are in index.py and clusters.py."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ...errors import DataError
 from . import require_scikit_learn
 
 
 def similar(features: np.ndarray, queries: np.ndarray, k: int = 5, metric: str = "cosine") -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of `features` for each query: (indices, distances), nearest first, by scikit-learn's exact search."""
+    """The k nearest rows of `features` for each query: (indices, distances), nearest first, exact."""
     require_scikit_learn()
-    from sklearn.neighbors import NearestNeighbors
+    from .index import SimilarityIndex
 
-    if not 1 <= k <= len(features):
-        raise DataError(f"k={k} neighbours of {len(features)} images; expected 1 to {len(features)}")
-    index = NearestNeighbors(n_neighbors=k, metric=metric).fit(features)
-    distances, indices = index.kneighbors(queries)
+    distances, indices = SimilarityIndex(k, metric).fit(features).kneighbors(queries)
     return indices, distances
 
 
-def cluster(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Cluster numbers from k-means on unit-length features."""
+def cluster(features: np.ndarray, count: int | None = None, seed: int = 0) -> np.ndarray:
+    """Cluster numbers from k-means on unit-length features; the number of clusters is suggested if None."""
     require_scikit_learn()
-    from sklearn.cluster import KMeans
-    from sklearn.preprocessing import normalize
+    from .clusters import Clusters
 
-    if not 1 <= count <= len(features):
-        raise DataError(f"{count} clusters of {len(features)} images; expected 1 to {len(features)}")
-    return KMeans(count, n_init=4, random_state=seed).fit_predict(normalize(features))
+    return Clusters(n_clusters=count, random_state=seed).fit(features).labels_

@@ -10,6 +10,7 @@ import numpy as np
 from ... import nn
 from ...nn import Module, Parameter, Tensor
 from ...nn import functional as F
+from ..convnext import LayerScale
 from .activations import pointwise
 from .config import Built, LayerConfig, Shape, known, one, one_input, same_mask, variables
 from .table import layer
@@ -122,3 +123,19 @@ def unit_normalization(c: LayerConfig, shapes: list[Shape]) -> Built:
         return x * F.rsqrt(F.maximum(F.sum(x * x, axes, keepdims=True), nn.tensor(np.asarray(1e-24, x.dtype), device=x.device)))
 
     return pointwise(forward, f"unit length over {axes}", shape)
+
+
+@layer("LayerScale")
+def layer_scale(c: LayerConfig, shapes: list[Shape]) -> Built:
+    """A factor for each channel, as in the ConvNeXt of keras.applications."""
+    shape = one_input(c, shapes)
+    channels = c.integer("projection_dim")
+    if shape[-1] not in (None, channels):
+        raise c.error(f"projection_dim={channels}, but the input has {shape[-1]} channels")
+    return one(lambda: LayerScale(channels), shape, variables(("variable", (channels,))), masks=same_mask)
+
+
+@layer("StochasticDepth")
+def stochastic_depth(c: LayerConfig, shapes: list[Shape]) -> Built:
+    """Drops whole branches in training; the identity in inference, which is what is built."""
+    return pointwise(lambda x: x, "identity", one_input(c, shapes))

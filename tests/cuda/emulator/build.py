@@ -68,11 +68,13 @@ def _compile(command: list[str], target: Path) -> None:
         temporary.replace(target)
 
 
+RUNTIME = (HERE / "runtime.cpp", HERE / "runtime.h")
+
+
 def _runtime(flags: list[str]) -> Path:
-    files = (HERE / "runtime.cpp", HERE / "runtime.h")
-    target = CACHE / f"runtime-{_key(flags, files)}.o"
+    target = CACHE / f"runtime-{_key(flags, RUNTIME)}.o"
     if not target.exists():
-        _compile([compiler() or "g++", *flags, "-O2", "-c", str(files[0])], target)
+        _compile([compiler() or "g++", *flags, "-O2", "-c", str(RUNTIME[0])], target)
     return target
 
 
@@ -98,6 +100,7 @@ def build(
         *(_closure(HERE / "launcher.h", includes)),
         *_closure(HERE / "cuda_language.h", includes),
         HERE / "ptx_emulated.h",
+        *RUNTIME,
     )
     calls = "".join(f'extern "C" void {s}(void* const* a) {{ emulator::call(&{k}, a); }}\n' for s, k in kernels.items())
     # A namespace without a name: two libraries in one process share nothing, not even the static variables of templates.
