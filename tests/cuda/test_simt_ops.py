@@ -15,9 +15,14 @@ FIRST = [i for i, (op, _) in enumerate(SAMPLES) if i == 0 or SAMPLES[i - 1][0] i
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12, "float16": 4e-3}
 
 
+WITHOUT = {"in_range"}  # which stands in captured graphs only
+WITHOUT |= {"quantize", "dequantize", "quantized_add", "byte_table", "quantized_max_pool2d", "quantized_avg_pool2d",
+            "quantized_conv2d_add"}  # quantised networks run on the CPU only
+
+
 def cases():
     for i, (op, sample) in enumerate(SAMPLES):
-        if op.view is not None or op.name == "in_range":  # which stands in captured graphs only
+        if op.view is not None or op.name in WITHOUT:
             continue
         yield pytest.param(op, sample, "float32", "contiguous", id=f"{op.name}-{i}-float32")
         if i in FIRST:
@@ -54,7 +59,7 @@ def outputs_of(op, arrays, attrs, fn):
 
 def test_every_op_has_a_cuda_kernel():
     for op in OPS.values():
-        if op.view is None and op.name != "in_range":  # which stands in captured graphs only
+        if op.view is None and op.name not in WITHOUT:
             assert any(e.variant == "cuda" for e in kernels.list(op.name, "cuda")), op.name
 
 

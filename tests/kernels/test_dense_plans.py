@@ -23,7 +23,8 @@ from graftwork.nn.op import OPS, all_samples
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 OWN = {"matmul", "linear", "conv2d", "conv2d_input_grad", "conv2d_weight_grad"}  # planned and tested elsewhere
 OWN |= {"increment", "in_range"}  # one number; a check that raises: both are called from Python
-OWN |= {"quantized_matmul", "quantized_conv2d"}  # plain loops, called from Python too
+OWN |= {"quantized_matmul", "quantized_conv2d", "quantized_conv2d_add"}  # bytes: test_byte_kernels.py
+OWN |= {"quantize", "dequantize", "quantized_add", "byte_table", "quantized_max_pool2d", "quantized_avg_pool2d"}
 MARGIN = 16
 
 

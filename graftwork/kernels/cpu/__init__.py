@@ -38,6 +38,8 @@ _PLANNED = {
     "resize": "resize resize_grad",
     "conv_select": "conv2d conv2d_input_grad conv2d_weight_grad",
     "gemm": "linear matmul",
+    "byte_conv": "quantized_matmul quantized_conv2d quantized_conv2d_add",
+    "byte_images": "quantize dequantize quantized_add byte_table quantized_max_pool2d quantized_avg_pool2d",
 }
 PLANNERS = {op: f"{module}:plan_{op}" for module, ops in _PLANNED.items() for op in ops.split()}
 PLANNERS["chain"] = "chain:plan"

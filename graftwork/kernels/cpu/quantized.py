@@ -1,4 +1,6 @@
-"""Products of 8-bit integers as plain loops: exact, on one thread. `kernels/reference/quantized.py` defines the roundings."""
+"""Products of 8-bit integers: through the plans of `byte_conv.py`, or as plain loops where there are none (int8 inputs).
+
+`kernels/reference/quantized.py` defines the roundings."""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import math
 import numpy as np
 
 from ..reference.quantized import Requantisation, requantisation
+from .byte_conv import plan_quantized_conv2d, plan_quantized_conv2d_add, plan_quantized_matmul
 from .jit import njit
+from .planning import carry_out
 
 
 @njit(nogil=True)
@@ -55,14 +59,31 @@ def _run(x, w, scale, bias, out, geometry, x_zero_point: int, r: Requantisation)
 
 def quantized_matmul(x, w, scale, bias=None, *, out, x_scale, x_zero_point, out_scale, out_zero_point, low, high,
                      dtype) -> None:  # fmt: skip
-    r = requantisation(x_scale, out_scale, out_zero_point, low, high, dtype)
+    form = {"x_scale": x_scale, "x_zero_point": x_zero_point, "out_scale": out_scale, "out_zero_point": out_zero_point,
+            "low": low, "high": high, "dtype": dtype}  # fmt: skip
+    if carry_out(plan_quantized_matmul, _given(x, w, scale, bias), (out,), **form):
+        return
     rows = math.prod(x.shape[:-1])
     target = np.empty((1, rows, 1, w.shape[1]), out.dtype)
+    r = requantisation(x_scale, out_scale, out_zero_point, low, high, dtype)
     _run(x.reshape(1, rows, 1, w.shape[0]), w[None, None], scale, bias, target, ((1, 1), (0, 0), (1, 1), 1), x_zero_point, r)
     out[...] = target.reshape(out.shape)
 
 
 def quantized_conv2d(x, w, scale, bias=None, *, out, stride, padding, dilation, groups, x_scale, x_zero_point, out_scale,
                      out_zero_point, low, high, dtype) -> None:  # fmt: skip
+    form = {"x_scale": x_scale, "x_zero_point": x_zero_point, "out_scale": out_scale, "out_zero_point": out_zero_point,
+            "low": low, "high": high, "dtype": dtype}  # fmt: skip
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if carry_out(plan_quantized_conv2d, _given(x, w, scale, bias), (out,), **geometry, **form):
+        return
     r = requantisation(x_scale, out_scale, out_zero_point, low, high, dtype)
     _run(x, w, scale, bias, out, (stride, (padding[0][0], padding[1][0]), dilation, groups), x_zero_point, r)
+
+
+def quantized_conv2d_add(x, w, scale, bias, other, *, out, **attrs) -> None:
+    carry_out(plan_quantized_conv2d_add, (x, w, scale, bias, other), (out,), **attrs)
+
+
+def _given(*arrays):
+    return [a for a in arrays if a is not None]

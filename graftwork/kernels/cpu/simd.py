@@ -12,7 +12,9 @@ from numba.core.codegen import get_host_cpu_features
 
 _AVX2, _AVX512 = "+avx2,+fma", "+avx2,+fma,+avx512f"
 _FEATURES_OF = dict.fromkeys(("haswell", "broadwell", "skylake", "alderlake", "znver1", "znver2", "znver3"), _AVX2)
-_FEATURES_OF |= dict.fromkeys(("skylake-avx512", "icelake-server", "sapphirerapids", "znver4", "znver5"), _AVX512)
+_FEATURES_OF["skylake-avx512"] = f"{_AVX512},+avx512bw"
+_FEATURES_OF["alderlake"] += ",+avxvnni"
+_FEATURES_OF |= dict.fromkeys(("icelake-server", "sapphirerapids", "znver4", "znver5"), f"{_AVX512},+avx512bw,+avx512vnni")
 
 
 def register_tile(machine: str, features: str) -> tuple[int, int]:
@@ -29,6 +31,20 @@ def register_tile(machine: str, features: str) -> tuple[int, int]:
     return (8, 6) if {"avx2", "fma"} <= present else (4, 6)
 
 
+def byte_tile(machine: str, features: str) -> tuple[str, int]:
+    """(instruction, rows) of the tiles that multiply bytes. "vnni": one instruction multiplies four bytes and adds them up.
+    "madd": two multiply-adds of pairs of 16 bits, which need registers for the widened factors. "plain": neither."""
+    lanes, rows = register_tile(machine, features)
+    present: set[str] = set()
+    for feature in filter(None, features.split(",")):
+        (present.add if feature[0] == "+" else present.discard)(feature[1:])
+    if ("avx512vnni" in present and lanes == 16) or ("avxvnni" in present and lanes == 8):
+        return "vnni", rows
+    if lanes == 16:
+        return ("madd", 12) if "avx512bw" in present else ("plain", 8)
+    return ("madd", 4) if lanes == 8 else ("plain", 4)
+
+
 def target_features() -> str:
     """Of the processor that Numba compiles for: this one, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES says otherwise."""
     if config.CPU_NAME is None and config.CPU_FEATURES is None:
@@ -37,6 +53,7 @@ def target_features() -> str:
 
 
 LANES, ROWS = register_tile(binding.get_process_triple(), target_features())
+BYTE_DOT, BYTE_ROWS = byte_tile(binding.get_process_triple(), target_features())
 PANEL = 2 * LANES  # output channels that a register tile computes side by side
 binding.initialize_native_asmparser()  # for `opaque`, which is assembly without instructions
 _FLOAT, _I64 = ir.FloatType(), ir.IntType(64)

@@ -241,9 +241,9 @@ def zero_vector(typing_context, target):
 
 @cache
 def stack(elements: int, kind=types.float32):
-    """A function () -> pointer to room for so many float32 (or int64) on the stack of the calling function, aligned to 64
-    bytes."""
-    element = _FLOAT if kind is types.float32 else _I64
+    """A function () -> pointer to room for so many float32 (or int64, int32) on the stack of the calling function, aligned to
+    64 bytes."""
+    element = {types.float32: _FLOAT, types.int64: _I64, types.int32: _I32}[kind]
 
     @intrinsic
     def room(typing_context):

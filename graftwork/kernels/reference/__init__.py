@@ -15,7 +15,8 @@ FAMILIES = {
     "random": "dropout dropout_grad",
     "matmul": "matmul linear",
     "conv": "conv2d conv2d_input_grad conv2d_weight_grad",
-    "quantized": "quantized_matmul quantized_conv2d",
+    "quantized": "quantized_matmul quantized_conv2d quantized_conv2d_add",
+    "byte_images": "quantize dequantize quantized_add byte_table quantized_max_pool2d quantized_avg_pool2d",
     "pool": "max_pool2d max_pool2d_grad max_pool2d_take avg_pool2d avg_pool2d_grad",
     "resize": "resize resize_grad",
 }

@@ -41,10 +41,13 @@ def requantisation(x_scale: float, out_scale: float | None, out_zero_point: int,
     return Requantisation(float(np.float32(x_scale / out_scale)), out_zero_point, float(least), float(most))
 
 
-def _finish(sums: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, out: np.ndarray, r: Requantisation) -> None:
+def _finish(sums: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, out: np.ndarray, r: Requantisation,
+            other: np.ndarray | None = None) -> None:  # fmt: skip
     if bias is not None:
         sums = sums + bias
     value = sums.astype(np.float32) * (scale * np.float32(r.factor))
+    if other is not None:
+        value = value + other
     if out.dtype.kind != "f":
         value = np.rint(value) + np.float32(r.zero)
     out[...] = np.clip(value, np.float32(r.low), np.float32(r.high))
@@ -60,9 +63,24 @@ def quantized_matmul(x, w, scale, bias=None, *, out, x_scale, x_zero_point, out_
 def quantized_conv2d(x, w, scale, bias=None, *, out, stride, padding, dilation, groups, x_scale, x_zero_point, out_scale,
                      out_zero_point, low, high, dtype) -> None:  # fmt: skip
     """x NHWC, w (kh, kw, C / groups, Cout), scale (Cout,) float32, bias (Cout,) int32; out NHWC of `dtype`."""
-    sums = np.zeros(out.shape, np.int64)
+    sums = _conv_sums(x, w, out.shape, x_zero_point, stride, padding, dilation, groups)
+    _finish(sums, scale, bias, out, requantisation(x_scale, out_scale, out_zero_point, low, high, dtype))
+
+
+def quantized_conv2d_add(x, w, scale, bias, other, *, out, stride, padding, dilation, groups, x_scale, x_zero_point, out_scale,
+                         out_zero_point, low, high, dtype, other_scale, other_zero_point) -> None:  # fmt: skip
+    """The same, with float32(other - other_zero_point) * float32(other_scale / out_scale) added before the rounding
+    (other_scale for float output). other: uint8 of out's shape."""
+    sums = _conv_sums(x, w, out.shape, x_zero_point, stride, padding, dilation, groups)
+    factor = np.float32(other_scale if out_scale is None else other_scale / out_scale)
+    added = (other.astype(np.int32) - other_zero_point).astype(np.float32) * factor
+    _finish(sums, scale, bias, out, requantisation(x_scale, out_scale, out_zero_point, low, high, dtype), added)
+
+
+def _conv_sums(x, w, shape, x_zero_point: int, stride, padding, dilation, groups: int) -> np.ndarray:
+    sums = np.zeros(shape, np.int64)
     padded = np.pad(x.astype(np.int64) - x_zero_point, ((0, 0), *padding, (0, 0)))
-    for tap, window in _taps(w.shape, out.shape, stride, dilation):
+    for tap, window in _taps(w.shape, shape, stride, dilation):
         for cin, cout in _group_channels(w.shape, groups):
             sums[..., cout] += padded[window][..., cin] @ w[tap][:, cout].astype(np.int64)
-    _finish(sums, scale, bias, out, requantisation(x_scale, out_scale, out_zero_point, low, high, dtype))
+    return sums

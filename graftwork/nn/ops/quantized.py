@@ -62,6 +62,19 @@ def _conv_infer(x, w, scale, bias=None, *, stride, padding, dilation, groups, **
     return (x.shape[0], *size, w.shape[3]), np.dtype(attrs["dtype"])
 
 
+def _conv_add_infer(x, w, scale, bias, other, *, other_scale, other_zero_point, **attrs):
+    shape, dtype = _conv_infer(x, w, scale, bias, **attrs)
+    if x.dtype != np.uint8 or other.dtype != np.uint8:
+        raise DTypeError(f"quantized_conv2d_add: inputs of {x.dtype} and {other.dtype}; expected uint8 for both")
+    require_shape("quantized_conv2d_add", "the image to be added", other, shape)
+    if not 0 < other_scale < math.inf or not 0 <= other_zero_point <= 255:
+        raise ConfigError(
+            f"quantized_conv2d_add: other_scale={other_scale}, other_zero_point={other_zero_point}; expected a positive number "
+            "and a uint8"
+        )
+    return shape, dtype
+
+
 FORMS = (  # input, x_zero_point, output, out_scale, out_zero_point, low, high, bias
     ("int8", 0, "int8", 0.5, 0, None, None, True),
     ("int8", -3, "uint8", 0.25, 7, 0.0, None, True),
@@ -101,6 +114,14 @@ def _conv_samples(rng):
             yield Sample(arrays, {**geometry, **attrs}, False)
 
 
+def _conv_add_samples(rng):
+    for sample in _conv_samples(rng):
+        if sample.arrays[0].dtype == np.uint8 and len(sample.arrays) == 4:
+            shape = _conv_infer(*sample.arrays, **sample.attrs)[0]
+            other = rng.integers(0, 256, shape).astype(np.uint8)
+            yield Sample((*sample.arrays, other), {**sample.attrs, "other_scale": 0.07, "other_zero_point": 5}, False)
+
+
 QUANTIZED_MATMUL = Op(
     "quantized_matmul", infer=_matmul_infer, samples=_matmul_samples,
     cost=lambda x, w, *rest, **attrs: 2 * math.prod(x.shape) * w.shape[1],
@@ -110,6 +131,12 @@ QUANTIZED_CONV2D = Op(
     "quantized_conv2d", infer=_conv_infer, samples=_conv_samples,
     cost=lambda x, w, *rest, **attrs: 2 * math.prod(_conv_infer(x, w, *rest, **attrs)[0]) * math.prod(w.shape[:3]),
     doc="Convolution of int8 or uint8 x (NHWC) and int8 w (HWIO): inputs x, w, scale (out,) float32, bias (out,) int32 or none",
+)  # fmt: skip
+
+QUANTIZED_CONV2D_ADD = Op(
+    "quantized_conv2d_add", infer=_conv_add_infer, samples=_conv_add_samples,
+    cost=lambda x, w, *rest, **attrs: 2 * math.prod(_conv_add_infer(x, w, *rest, **attrs)[0]) * math.prod(w.shape[:3]),
+    doc="quantized_conv2d of uint8 x, with a uint8 image of the output's shape added before the rounding and the clamp.",
 )  # fmt: skip
 
 
