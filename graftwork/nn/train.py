@@ -34,7 +34,8 @@ class Trainer:
     itself; the step is two graphs then, and the update is left out where a gradient has overflowed (`skipped` counts such
     steps).
     progress: a rich progress bar on the terminal. history: one dict an epoch.
-    Plugins take part through prepare_model, fit_start, reduce_gradients, step_end and fit_end.
+    main: whether this process shows progress and writes checkpoints; loader: what a fit trains on. Plugins may change both in
+    fit_start, and take part through prepare_model, fit_start, reduce_gradients, step_end, epoch_end and fit_end.
     """
 
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -49,6 +50,8 @@ class Trainer:
         self.history: list[dict] = []
         self.epoch = self.step = 0
         self.stop = False  # a plugin may set it in step_end
+        self.main = True
+        self.loader: DataLoader | None = None
         self._plugins, self.compile, self.precision = plugins, compile, precision
         self.loss_scale, self.skipped = loss_scale, 0
         self._static_step: Callable | None = None
@@ -69,20 +72,22 @@ class Trainer:
         """Train until `epochs` epochs are complete, counted from the beginning of the run. Returns the history."""
         if epochs < 1:
             raise ConfigError(f"fit: epochs={epochs}, expected at least 1")
-        hook = self.plugins.hook
+        hook, self.loader = self.plugins.hook, loader
         self.model = self.plugins.prepare_model(self.model, self)
         if self.compile:
             self._compile()
         hook.fit_start(trainer=self)
         try:
-            with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
+            loader = self.loader
+            with _Progress(self.progress and self.main, len(loader) * max(epochs - self.epoch, 0)) as bar:
                 while self.epoch < epochs and not self.stop:
                     loader.epoch = self.epoch
                     record = self._epoch(loader, bar)
+                    hook.epoch_end(trainer=self, record=record)
                     if validation is not None:
                         record.update({f"validation_{k}": v for k, v in self.evaluate(validation).items()})
                     self.history.append(record)
-                    if self.checkpoint_path is not None:
+                    if self.checkpoint_path is not None and self.main:
                         self.save(self.checkpoint_path)
         finally:
             hook.fit_end(trainer=self)
@@ -117,26 +122,25 @@ class Trainer:
         prediction = self.model(x)
         loss = self.loss(prediction, target)
         loss.backward()
-        self.plugins.hook.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
+        self._reduce()
         self.optimizer.step()
         return loss, prediction
 
+    def _reduce(self) -> None:
+        self.plugins.hook.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
+
     def _whole_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What becomes one graph: no hook in between, and no gradient outlives it."""
+        """What becomes one graph, with what plugins do to the gradients; no gradient outlives it."""
         self.optimizer.zero_grad()
         prediction = self.model(x)
         loss = self.loss(prediction, target)
         loss.backward()
+        self._reduce()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss, prediction
 
     def _compile(self) -> None:
-        if self.plugins.hook.reduce_gradients.get_hookimpls():
-            raise ConfigError(
-                "Trainer(compile=True): a plugin combines gradients between the backward pass and the update "
-                "(reduce_gradients), which a step captured whole has no place for; use compile=False"
-            )
         if self.precision == "fp16" and self.loss_scale is None:
             self.loss_scale = LossScale(device=next(iter(self.model.parameters())).device)
         if self.loss_scale is None:
@@ -166,6 +170,7 @@ class Trainer:
         prediction = self.model(x)
         loss = self.loss(prediction, target)
         self.loss_scale.scale(loss).backward()
+        self._reduce()
         found = {i: p.grad for i, p in enumerate(self._trained()) if p.grad is not None}
         gradients, check = self.loss_scale.unscale(list(found.values()))
         self.optimizer.zero_grad()
