@@ -1,7 +1,7 @@
 """Layers of which every rank holds a part, and the loss that goes with a split last layer.
 
-A column layer holds some of the output channels, a row layer some of the input channels: a column layer whose output stays split,
-elementwise layers, and a row layer that takes it split need one sum forward and one backward (Shoeybi et al. 2019).
+A column layer holds some of the output channels, a row layer some of the input channels. A column layer whose output stays
+split, elementwise layers, and a row layer that takes it split need one sum forward and one backward (Shoeybi et al. 2019).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def _part(name: str, array: np.ndarray, axis: int, mesh: Mesh) -> np.ndarray:
     if array.shape[axis] % count:
         side = "output" if axis == array.ndim - 1 else "input"
         raise ConfigError(
-            f"{name}: {array.shape[axis]} {side} channels cannot be split evenly over tensor={count} ranks; leave this layer out "
-            "of the rule, or choose a number of ranks that divides them"
+            f"{name}: {array.shape[axis]} {side} channels cannot be split evenly over tensor={count} ranks; leave this layer "
+            "out of the rule, or choose a number of ranks that divides them"
         )
     return np.split(array, count, axis)[mesh.part].copy()
 
 
 class _Split(Module):
-    """What column and row layers share: the parts, and where they lie in the whole (`axes`: parameter -> axis, None if whole)."""
+    """What column and row layers share. axes: parameter -> axis of the whole along which it is split, None if it is not."""
 
     axes: dict[str, int | None]
 
@@ -107,8 +107,8 @@ def split_cross_entropy(logits: Tensor, labels: Tensor, mesh: Mesh, label_smooth
                         reduction: str = "mean") -> Tensor:  # fmt: skip
     """`functional.cross_entropy` of logits that are split by class: the whole row is never in one place.
 
-    logits: (batch, classes / ranks) before softmax, this rank's classes. labels: (batch,) integers among all classes, equal on all
-    ranks. Three numbers a row cross the network: the largest logit, the sum of exponentials, the label's logit.
+    logits: (batch, classes / ranks) before softmax, this rank's classes. labels: (batch,) integers among all classes, equal on
+    all ranks. Three numbers a row cross the network: the largest logit, the sum of exponentials, the label's logit.
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ConfigError(f"split_cross_entropy: label_smoothing={label_smoothing}, expected at least 0 and below 1")

@@ -1,6 +1,6 @@
 """Communication as ops: each has a gradient, so the backward pass talks as well.
 
-Two conjugate pairs (Shoeybi et al., "Megatron-LM", 2019): `spread` hands on its input and adds up gradients, `add_up` adds up its
+Two conjugate pairs (Shoeybi et al., "Megatron-LM", 2019): `spread` hands on its input and adds up gradients, `add_up` sums its
 input and hands on gradients; `gather_parts` joins the ranks' channels, `own_part` takes this rank's. `group` is a name of
 `mesh.GROUPS`. All ranks of a group call them in the same order; forward and backward do, as they run the same graph.
 """

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...errors import ConfigError
-from ...nn import Activation, Conv2d, LeakyReLU, Linear, Module, Sequential, Tensor
-from ...nn.modules import ELU, Softmax
+from ...nn import ELU, Activation, Conv2d, LeakyReLU, Linear, Module, Sequential, Tensor
 from .layers import ColumnConv2d, ColumnLinear, RowConv2d, RowLinear, _Split, require_splittable
 from .mesh import GROUPS, Mesh
 
@@ -20,7 +19,7 @@ def split_tensor(model: Module, mesh: Mesh, rule: Mapping[str, str] | None = Non
     """Replace layers of `model`, in place, by parts of them. Returns the model; make the optimiser afterwards.
 
     rule: path of a Linear or Conv2d -> "column" (its output is joined again, fits anywhere), "row" (its input is divided first,
-    fits anywhere), or "column_open" (the output stays split) before elementwise layers and "row_open" (the input is split already).
+    fits anywhere), or "column_open" (the output stays split) before elementwise layers and "row_open" (the input is split).
     Without a rule: column_open and row_open for pairs in a Sequential with only elementwise layers in between, and "column" for
     every other Linear and plain Conv2d whose output channels divide. The ranks must hold equal weights beforehand (same seed or
     same file). Raises ConfigError naming the layer for a path that is none, or a layer that cannot be split.
@@ -31,7 +30,8 @@ def split_tensor(model: Module, mesh: Mesh, rule: Mapping[str, str] | None = Non
     for path, kind in rule.items():
         if path not in layers or not path:
             near = [p for p, m in layers.items() if type(m) in (Linear, Conv2d)]
-            raise ConfigError(f"split_tensor: the model has no layer {path!r}; it has {', '.join(near[:12])}{' ...' * (len(near) > 12)}")
+            more = " ..." if len(near) > 12 else ""
+            raise ConfigError(f"split_tensor: the model has no layer {path!r}; it has {', '.join(near[:12])}{more}")
         if kind not in KINDS:
             raise ConfigError(f"split_tensor: {path!r}: {kind!r}; expected one of {', '.join(KINDS)}")
         require_splittable(layers[path], path)
@@ -72,7 +72,7 @@ def _pairs(block: Sequential, path: str, ranks: int) -> dict[str, str]:
             open_path = ""
         elif _divides(module, -1, ranks):
             open_path = here
-        elif not isinstance(module, ELEMENTWISE) or isinstance(module, Softmax) or getattr(module, "name", "").endswith("softmax"):
+        elif not isinstance(module, ELEMENTWISE) or getattr(module, "name", "").endswith("softmax"):
             open_path = ""
     return rule
 
