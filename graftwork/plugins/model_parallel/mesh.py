@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import ConfigError, RankError
 from ...nn import Tensor
 from ..data_parallel.communicator import SPIN, import_mpi
+from ..manager import manager
 
 TIMEOUT = 300.0  # seconds that a rank waits for another
 
@@ -106,6 +107,7 @@ class Mesh:
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ConfigError(f"Mesh: {name}={size!r}; expected a number of ranks, 1 or more")
+        manager().load()  # the kernels of our ops
         self.sizes, self.shape = sizes, (pipeline, data, tensor)
         world = import_mpi().COMM_WORLD if _launched() or data * tensor * pipeline > 1 else None
         self.size, self.rank = (world.Get_size(), world.Get_rank()) if world is not None else (1, 0)
@@ -114,17 +116,16 @@ class Mesh:
                 f"Mesh: data={data} x tensor={tensor} x pipeline={pipeline} is {data * tensor * pipeline} ranks, but "
                 f"{self.size} run; start it with mpiexec -n {data * tensor * pipeline}, or change the mesh to fit"
             )
-        number = next(_numbers)
+        self._settle(lambda line: _group(world, line, timeout))
+
+    def _settle(self, group: Callable[[list[int]], Ranks]) -> None:
+        """Find this rank's place, and make the groups that it belongs to."""
         self.stage, self.copy, self.part = (int(i) for i in np.unravel_index(self.rank, self.shape))
         places = np.arange(self.size).reshape(self.shape)
-        lines = {
-            "pipeline": places[:, self.copy, self.part],
-            "data": places[self.stage, :, self.part],
-            "tensor": places[self.stage, self.copy, :],
-        }
-        groups = {name: _group(world, line.tolist(), timeout) for name, line in lines.items()}
-        self.data, self.tensor, self.pipeline = groups["data"], groups["tensor"], groups["pipeline"]
-        self.tensor_name = f"mesh{number}.tensor"
+        self.pipeline = group(places[:, self.copy, self.part].tolist())
+        self.data = group(places[self.stage, :, self.part].tolist())
+        self.tensor = group(places[self.stage, self.copy, :].tolist())
+        self.tensor_name = f"mesh{next(_numbers)}.tensor"
         GROUPS[self.tensor_name] = self.tensor
 
     def shard(self, array: np.ndarray) -> np.ndarray:

@@ -67,8 +67,8 @@ def cut(model: Module, example: Tensor, stages: int, boundaries: Sequence[str] |
         for path in stage.parameters:
             if owners.setdefault(path, i) != i:
                 raise ConfigError(
-                    f"split_pipeline: {path} is used in stage {owners[path]} and in stage {i}; a shared parameter has to lie in "
-                    "one stage, move the boundary"
+                    f"split_pipeline: {path} is used in stage {owners[path]} and in stage {i}; a shared parameter has to lie "
+                    "in one stage, move the boundary"
                 )
     return found
 
@@ -140,7 +140,7 @@ def _named(graph: Graph, model: Module, boundaries: Sequence[str], stages: int) 
         own = {id(p) for p in modules[path].parameters()}
         users = [i for i, node in enumerate(graph.nodes) if any(id(graph.states.get(v)) in own for v in node.inputs)]
         if not users:
-            raise ConfigError(f"split_pipeline: no parameters of {path!r} are used, so no stage can begin there; {_advice(model)}")
+            raise ConfigError(f"split_pipeline: {path!r} has no parameters in use; {_advice(model)}")
         if users[0] <= starts[-1]:
             raise ConfigError(f"split_pipeline: the stage that begins with {path!r} would leave the one before it empty, or "
                               "stands before it; list boundaries in the order in which the network runs")  # fmt: skip
