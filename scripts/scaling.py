@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from graftwork import zoo
+from graftwork.nn.init import values_follow
 from graftwork.plugins.data_parallel.cost import Layer, Network, best_bucket, layers_of, step
 
 WORKERS = [2**i for i in range(13)]
@@ -20,7 +21,8 @@ SHOWN = ("mobilenet_v2", "efficientnet_b0", "resnet50", "inception_v3", "alexnet
 
 def profile(name: str, batch: int, rate: float) -> tuple[list[Layer], float, int, float]:
     """(layers, forward seconds, parameters, floating-point operations of one image's forward pass) of a zoo network."""
-    model = zoo.create(name).train()
+    with values_follow():  # only shapes matter
+        model = zoo.create(name)
     layers, forward = layers_of(model, model.input_shape, batch, rate)
     return layers, forward, model.count_parameters(), forward * rate / batch
 
