@@ -2,9 +2,9 @@
 
 The model of a message is a + n / b seconds (latency a, bandwidth b), that of an all-reduce of n bytes over p workers follows
 from its algorithm (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005).
-Compute comes from the ops' own cost rules and a measured rate, or from measured times. Buckets start when their last gradient is complete and
-the one before them is through; what does not end before the backward pass does is exposed. Not in the model: links that several
-messages share, stragglers, input pipelines, and compute that slows down while the network is busy. So it is a bound from below.
+Compute comes from the ops' own cost rules and a measured rate, or from measured times. Buckets start when their last gradient
+is complete and the one before them is through; what does not end before the backward pass does is exposed. Not in the model:
+full switches, stragglers, input pipelines, compute that slows down while the network is busy. So it is a bound from below.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import ConfigError
-from ...nn import Conv2d, Linear, Module, Parameter, Tensor
+from ...nn import Conv2d, Linear, Module, Parameter, Tensor, tensor
 from ...nn import functional as F
 from ...nn.autograd import no_grad
 from . import ops
@@ -117,7 +117,8 @@ def split_cross_entropy(logits: Tensor, labels: Tensor, mesh: Mesh, label_smooth
         top = ops.LARGEST(F.max(logits.detach(), axis=-1, keepdims=True), group=group)
     shifted = logits - top
     log_total = F.log(ops.add_up(F.sum(F.exp(shifted), axis=-1), group))
-    mine = F.one_hot(labels - mesh.part * own, own, logits.dtype)  # zeros where the label is another rank's
+    classes = tensor(np.arange(own, dtype=labels.dtype) + np.asarray(mesh.part * own, labels.dtype))
+    mine = (F.expand_dims(labels, 1) == classes).astype(logits.dtype)  # zeros where the label is another rank's
     target = ops.add_up(F.sum(shifted * mine, axis=-1), group)
     losses = log_total - target
     if label_smoothing:

@@ -130,8 +130,8 @@ def _measured(graph: Graph, example: Tensor) -> list[float]:
 def _named(graph: Graph, model: Module, boundaries: Sequence[str], stages: int) -> list[int]:
     """Where stages start that the user named: each at the first op that uses a parameter of that layer."""
     if len(boundaries) != stages - 1:
-        raise ConfigError(f"split_pipeline: {len(boundaries)} boundaries for {stages} stages; expected {stages - 1}: the layers "
-                          "that the second stage and those after it begin with")  # fmt: skip
+        raise ConfigError(f"split_pipeline: {len(boundaries)} boundaries for {stages} stages; expected {stages - 1}: the "
+                          "layers that the second stage and those after it begin with")  # fmt: skip
     modules = dict(model.named_modules())
     starts = [0]
     for path in boundaries:
