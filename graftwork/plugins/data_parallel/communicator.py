@@ -1,8 +1,8 @@
 """What ranks say to each other: non-blocking collectives with waits that end.
 
-`Communicator` is the interface, `Alone` a run of one process, `MpiCommunicator` MPI through mpi4py; `nccl.py` holds NCCL's. Every
-wait polls. While it does, it answers other ranks that ask where this one is; when its time is over it asks them. Who does not
-answer is dead or hangs, who answers from elsewhere runs something else: both are named, and nobody waits for ever.
+`Communicator` is the interface, `Alone` a run of one process, `MpiCommunicator` MPI through mpi4py; `nccl.py` holds NCCL's.
+Every wait polls. While it does, it answers other ranks that ask where this one is; when its time is over it asks them. Who does
+not answer is dead or hangs, who answers from elsewhere runs something else: both are named, and nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -246,7 +246,8 @@ def require_equal(comm: Communicator, values: Sequence[Any], what: str, advice: 
     """RankError naming the first rank whose value is not rank 0's."""
     for rank, value in enumerate(values):
         if value != values[0]:
-            raise RankError(f"{what}: {comm.describe(rank)} has {_short(value)}, {comm.describe(0)} has {_short(values[0])}; {advice}")
+            found, first = _short(value), _short(values[0])
+            raise RankError(f"{what}: {comm.describe(rank)} has {found}, {comm.describe(0)} has {first}; {advice}")
 
 
 def _short(value: Any) -> str:

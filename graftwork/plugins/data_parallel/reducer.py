@@ -83,8 +83,8 @@ class Reducer:
         if not self.planned:
             self._collect(name, gradient)
         elif name not in self._home:
-            raise RankError(f"{name} has a gradient in this step and had none in the first one; all ranks plan their buckets in the "
-                            "first step, so use every parameter there, or freeze it")  # fmt: skip
+            raise RankError(f"{name} has a gradient in this step and had none in the first one; all ranks plan their buckets "
+                            "in the first step, so use every parameter there, or freeze it")  # fmt: skip
         else:
             self._home[name].ready[name] = gradient
             if self.overlap:
@@ -181,8 +181,9 @@ class Reducer:
         found = self.comm.gather(own, f"the search for what is not finite in {bucket.label}")
         guilty = "; ".join(f"{self.comm.describe(r)}: {', '.join(names[:5])}" for r, names in enumerate(found) if names)
         step = self.comm.where.get("step", 0)
-        raise RankError(f"step {step}: gradients are not finite (NaN or infinite), from {guilty or 'the sum itself, which overflowed'}; "
-                        "look at that rank's data, or lower the learning rate")  # fmt: skip
+        source = guilty or "the sum itself, which overflowed"
+        raise RankError(f"step {step}: gradients are not finite (NaN or infinite), from {source}; look at that rank's data, or "
+                        "lower the learning rate")  # fmt: skip
 
 
 def _scaled(g: Any, factor: Any, out: Any) -> None:
@@ -237,8 +238,8 @@ for _device in ("cpu", "cuda"):
 def measure_bucket_bytes(comm: Communicator, total: int, repeats: int = 5) -> int:
     """The bucket size that a cost model recommends, measured here and now: rank 0's, on all ranks.
 
-    An all-reduce of s bytes takes a + s / b. With n buckets of total / n bytes, starting them costs n a, and the last one, which
-    nothing hides, total / (n b): the sum is least where s = sqrt(total a b). Between 64 KiB and 32 MiB.
+    An all-reduce of s bytes takes a + s / b. With n buckets of total / n bytes, starting them costs n a, and the last one,
+    which nothing hides, total / (n b): the sum is least where s = sqrt(total a b). Between 64 KiB and 32 MiB.
     """
     times = []
     for size in (256, 1 << 18):
