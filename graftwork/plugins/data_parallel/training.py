@@ -62,7 +62,8 @@ class DataParallel:
         """Everything that two ranks could have different and that would end in a deadlock or in different models."""
         own = {
             "version of graftwork": __version__, "version of numpy": np.__version__,
-            "version of Python": sys.version.split()[0], "settings": described(self.group.settings), "optimiser": type(self.optimizer).__name__,
+            "version of Python": sys.version.split()[0], "settings": described(self.group.settings),
+            "optimiser": type(self.optimizer).__name__,
             "device type": sorted({p.device.split(":")[0] for p in self.model.parameters()}), **facts,
         }  # fmt: skip
         found = self.comm.gather(own, "the comparison of all ranks")
