@@ -1,9 +1,9 @@
-"""Two ranks of one thread beside one process of two, overlap beside none, PyTorch's DDP (gloo), and the all-reduce beside MPI's.
+"""Two ranks of one thread beside one process of two, overlap beside none, PyTorch's DDP, and the all-reduce beside MPI's.
 
     python -m bench.data_parallel [--steps 10] [--batch 128] [--write]
 
-Every candidate is a start of its own (ranks cannot share a process) on the same made-up pictures, ResNet-20 and batch; they take
-turns `--rounds` times, and the median step of all rounds counts. Steps are timed between barriers.
+Every candidate is a start of its own (ranks cannot share a process) on the same made-up pictures, ResNet-20 and batch; they
+take turns `--rounds` times, and the median step of all rounds counts. Steps are timed between barriers.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def start(name: str, options: argparse.Namespace) -> dict:
         common = ["--steps", str(options.steps), "--batch", str(options.batch), "--to", to]
         if name == "PyTorch DDP, 2 ranks":
             environment = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-            ranks = [subprocess.Popen([sys.executable, "-m", "bench.data_parallel", "--part", "theirs", "--rank", str(r), *common],
-                                      env=environment) for r in range(2)]  # fmt: skip
+            command = [sys.executable, "-m", "bench.data_parallel", "--part", "theirs", *common]
+            ranks = [subprocess.Popen([*command, "--rank", str(r)], env=environment) for r in range(2)]
             if any([p.wait() for p in ranks]):
                 raise RuntimeError(f"{name} failed; see its output above")
         else:
@@ -153,8 +153,9 @@ def start(name: str, options: argparse.Namespace) -> dict:
             script = str(Path(__file__).with_name("data_parallel_rank.py"))
             flags = ["--compile"] * ("eager" not in name) + ["--no-overlap"] * ("no overlap" in name)
             flags += ["--bandwidth"] if name == "2 ranks" else []
-            subprocess.run([sys.executable, "-c", "from graftwork.cli import main; main()", "launch", "-n", str(ranks_of),
-                            "--threads", str(2 // ranks_of), "--engine", "mpi", script, *flags, *common], check=True)  # fmt: skip
+            launch = [sys.executable, "-c", "from graftwork.cli import main; main()", "launch", "--engine", "mpi"]
+            counts = ["-n", str(ranks_of), "--threads", str(2 // ranks_of)]
+            subprocess.run([*launch, *counts, script, *flags, *common], check=True)
         return json.loads(Path(to).read_text())
 
 

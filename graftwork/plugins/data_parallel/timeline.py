@@ -95,6 +95,6 @@ def page(events: list[dict[str, Any]], hosts: list[str]) -> str:
         '<!doctype html><meta charset="utf-8"><title>One step</title>'
         "<style>body{font:14px sans-serif;margin:2em}svg text{font:12px sans-serif}"
         "span{display:inline-block;width:1em;height:1em;margin-left:1em}</style>"
-        f"<h1>One training step: {length / 1e3:.2f} ms</h1><p>Upper lane: what the rank does; lower lane: buckets on their way. "
+        f"<h1>One training step: {length / 1e3:.2f} ms</h1><p>Upper lane: what the rank does; lower: buckets on their way. "
         f'{keys}</p><svg width="{left + width + 10}" height="{height}">{"".join(bars)}</svg>'
     )

@@ -22,7 +22,8 @@ from graftwork.plugins.data_parallel.reducer import Reducer
 HERE = Path(__file__).parent
 LIMIT = 240  # seconds for one start of several ranks: far above what it takes, so that a busy machine does not fail the test
 needs_mpi = pytest.mark.skipif(
-    find_spec("mpi4py") is None or not (Path(sys.executable).parent / "mpiexec").is_file(), reason="mpi4py or mpich not installed"
+    find_spec("mpi4py") is None or not (Path(sys.executable).parent / "mpiexec").is_file(),
+    reason="mpi4py or mpich not installed",
 )
 
 
@@ -181,7 +182,8 @@ def test_a_scaled_rate_warms_up():
 def test_bfloat16_rounds_to_nearest_even(rng):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = np.concatenate([rng.standard_normal(500), [0.0, -0.0, np.inf, -np.inf, 1.00390625, 1.01171875]]).astype(np.float32)
-    np.testing.assert_array_equal(compress._from_bfloat(compress._to_bfloat(x)), x.astype(ml_dtypes.bfloat16).astype(np.float32))
+    rounded = compress._from_bfloat(compress._to_bfloat(x))
+    np.testing.assert_array_equal(rounded, x.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_a_timeline_accounts_for_the_whole_step(tmp_path):
