@@ -186,8 +186,8 @@ class MpiCommunicator(Communicator):
             while time.monotonic() < end:
                 self._ask_launcher(what)
                 time.sleep(0.05)
-            raise RankError(f"{self.describe(self.rank)} waits for {what} in step {self.where['step']}; MPI says: {error}; another "
-                            "rank is gone, or the network is") from error  # fmt: skip
+            raise RankError(f"{self.describe(self.rank)} waits for {what} in step {self.where['step']}; MPI says: {error}; "
+                            "another rank is gone, or the network is") from error  # fmt: skip
 
     def _answer(self, what: str) -> None:
         """Tell whoever asks where this rank waits."""

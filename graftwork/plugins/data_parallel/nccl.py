@@ -53,15 +53,18 @@ class NcclCommunicator(Communicator):
         return getattr(self._nccl, names[str(array.dtype)])
 
     def start_sum(self, send, receive):
+        if isinstance(send, np.ndarray):
+            return self._mpi.start_sum(send, receive)
         self._stream.wait_event(self._cupy.cuda.get_current_stream().record())
         kind, total = self._type(send), self._nccl.NCCL_SUM
         self._comm.allReduce(send.data.ptr, receive.data.ptr, send.size, kind, total, self._stream.ptr)
         return _Event(self._stream)
 
     def start_exchange(self, send, receive):
-        raise ConfigError("compression is for engine='mpi'; NCCL sums whole gradients")
+        return self._mpi.start_exchange(_on_host(send), receive)
 
-    start_gather = start_exchange
+    def start_gather(self, send, receive):
+        return self._mpi.start_gather(_on_host(send), receive)
 
     def broadcast(self, array, what):
         if isinstance(array, np.ndarray):
@@ -79,3 +82,9 @@ class NcclCommunicator(Communicator):
 
     def at(self, **where):
         self._mpi.at(**where)
+
+
+def _on_host(array: Any) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise ConfigError("compression is for models on the CPU; on GPUs NCCL sums whole gradients: pass compression=None")
+    return array

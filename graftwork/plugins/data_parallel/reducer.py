@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import RankError, ShapeError
+from ...errors import ConfigError, RankError, ShapeError
 from ...kernels import registry
 from ...nn import Tensor
 from ...nn.autograd import Leaf, mode
@@ -111,7 +111,10 @@ class Reducer:
             size += g.size
         module = np if first.device == "cpu" else __import__("cupy")
         send, receive = module.zeros(size, first.dtype), Tensor(module.zeros(size, first.dtype))
-        bucket = Bucket(number, send, receive, places, codec(self.compression, self.comm, size, first.dtype), dict(gradients))
+        if module is not np and self.compression is not None:
+            raise ConfigError(f"compression={self.compression!r} is for models on the CPU; pass compression=None on a GPU")
+        coder = codec(self.compression, self.comm, size, first.dtype)
+        bucket = Bucket(number, send, receive, places, coder, dict(gradients))
         self.buckets.append(bucket)
         self._home.update(dict.fromkeys(places, bucket))
 
