@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 
@@ -89,7 +90,8 @@ def main() -> None:
     if not options.check:
         group.log(f"{options.images * options.epochs / seconds:.1f} images a second, compiling included")
         return
-    digests = group.comm.gather([float(np.abs(v).sum()) for v in model.state_dict().values()], "the check")
+    own = hashlib.sha256(b"".join(v.tobytes() for v in model.state_dict().values())).hexdigest()
+    digests = group.comm.gather(own, "the check")
     if group.main:
         difference = furthest(model, alone(loader(), options))
         print(json.dumps({

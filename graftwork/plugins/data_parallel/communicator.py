@@ -1,8 +1,8 @@
 """What ranks say to each other: non-blocking collectives with waits that end.
 
-`Communicator` is the interface, `Alone` a run of one process, `MpiCommunicator` MPI through mpi4py; `nccl.py` holds NCCL's. Every
-wait polls. While it does, it answers other ranks that ask where this one is; when its time is over it asks them. Who does not
-answer is dead or hangs, who answers from elsewhere runs something else: both are named, and nobody waits for ever.
+`Communicator` is the interface, `Alone` a run of one process, `MpiCommunicator` MPI through mpi4py; `nccl.py` holds NCCL's.
+Every wait polls. While it does, it answers other ranks that ask where this one is; when its time is over it asks them. Who does
+not answer is dead or hangs, who answers from elsewhere runs something else: both are named, and nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Status:
 
     def __init__(self, folder: str | None, rank: int):
         self._map = None
-        if folder:
+        if folder and Path(folder).is_dir():  # other machines do not have the launcher's
             path = Path(folder) / f"rank-{rank}"
             path.write_bytes(b" " * STATUS_BYTES)
             with open(path, "r+b") as file:
@@ -123,7 +123,8 @@ class MpiCommunicator(Communicator):
     def __init__(self, timeout: float = 300.0):
         mpi = import_mpi()
         self._world, self._mpi = mpi.COMM_WORLD.Dup(), mpi
-        self._talk = mpi.COMM_WORLD.Dup()  # inquiries and answers, apart from the data
+        # Apart from the data, so that a rank that compares models meets nobody who sums gradients: both wait, and are named
+        self._control, self._talk = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
         self.rank, self.size, self.timeout = self._world.Get_rank(), self._world.Get_size(), timeout
         self._failed = Path(folder) / "failed" if (folder := os.environ.get("GRAFTWORK_RUN")) else None
         self._status = Status(folder, self.rank)
@@ -143,17 +144,20 @@ class MpiCommunicator(Communicator):
         return _MpiRequest(self._world.Iallgather(_raw(send), _raw(receive)))
 
     def broadcast(self, array, what):
-        self.wait(_MpiRequest(self._world.Ibcast(_raw(array))), what)
+        self.wait(_MpiRequest(self._control.Ibcast(_raw(array))), what)
 
     def gather(self, value, what):
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
         lengths = np.empty(self.size, np.int64)
-        self.wait(self.start_gather(np.array([text.size], np.int64), lengths), what)
+        self.wait(self._collect(np.array([text.size], np.int64), lengths), what)
         longest = int(lengths.max())
         padded, received = np.zeros(longest, np.uint8), np.empty((self.size, longest), np.uint8)
         padded[: text.size] = text
-        self.wait(self.start_gather(padded, received), what)
+        self.wait(self._collect(padded, received), what)
         return [json.loads(row[:n].tobytes()) for row, n in zip(received, lengths, strict=True)]
+
+    def _collect(self, send: np.ndarray, receive: np.ndarray) -> Request:
+        return _MpiRequest(self._control.Iallgather(_raw(send), _raw(receive)))
 
     def at(self, **where):
         self.where.update(where)
@@ -162,7 +166,7 @@ class MpiCommunicator(Communicator):
     # -- waiting -----------------------------------------------------------------------------------------------------
     def wait(self, request, what):
         start, polls = time.monotonic(), 0
-        while not request.test():
+        while not self._arrived(request, what):
             polls += 1
             if polls < SPIN:
                 os.sched_yield()
@@ -172,7 +176,18 @@ class MpiCommunicator(Communicator):
                 self._answer(what)
                 self._ask_launcher(what)
                 if time.monotonic() - start > self.timeout:
-                    raise RankError(self._missing(what, request))
+                    raise RankError(self._missing(what))
+
+    def _arrived(self, request: Request, what: str) -> bool:
+        try:
+            return request.test()
+        except self._mpi.Exception as error:  # a connection broke; the launcher may know more in a moment
+            end = time.monotonic() + GRACE
+            while time.monotonic() < end:
+                self._ask_launcher(what)
+                time.sleep(0.05)
+            raise RankError(f"{self.describe(self.rank)} waits for {what} in step {self.where['step']}; MPI says: {error}; "
+                            "another rank is gone, or the network is") from error  # fmt: skip
 
     def _answer(self, what: str) -> None:
         """Tell whoever asks where this rank waits."""
@@ -185,7 +200,7 @@ class MpiCommunicator(Communicator):
         if self._failed is not None and self._failed.exists():
             raise RankError(f"{self.describe(self.rank)} stops, waiting for {what}: {self._failed.read_text()}")
 
-    def _missing(self, what: str, request: Request) -> str:
+    def _missing(self, what: str) -> str:
         """Ask all ranks where they are, and say who is not here."""
         others = [r for r in range(self.size) if r != self.rank]
         self._sent += [self._talk.isend(self.rank, dest=r, tag=self.INQUIRY) for r in others]
@@ -246,7 +261,8 @@ def require_equal(comm: Communicator, values: Sequence[Any], what: str, advice: 
     """RankError naming the first rank whose value is not rank 0's."""
     for rank, value in enumerate(values):
         if value != values[0]:
-            raise RankError(f"{what}: {comm.describe(rank)} has {_short(value)}, {comm.describe(0)} has {_short(values[0])}; {advice}")
+            found, first = _short(value), _short(values[0])
+            raise RankError(f"{what}: {comm.describe(rank)} has {found}, {comm.describe(0)} has {first}; {advice}")
 
 
 def _short(value: Any) -> str:

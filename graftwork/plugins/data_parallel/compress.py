@@ -1,5 +1,5 @@
-"""Gradients in fewer bytes, with error feedback (Seide et al. 2014; Karimireddy et al. 2019): what one step rounds away is added
-to the next one's gradient. Every rank decodes the same numbers in the same order, so ranks stay bitwise equal.
+"""Gradients in fewer bytes, with error feedback (Seide et al. 2014; Karimireddy et al. 2019): what one step rounds away is
+added to the next one's gradient. Every rank decodes the same numbers in the same order, so ranks stay bitwise equal.
 
 A codec takes what this rank contributes and fills the sum over all ranks; `start` returns a request whose `test` also carries
 it on from phase to phase. Codecs are for CPU arrays.
@@ -110,7 +110,7 @@ def check(compression: str | float | None) -> None:
     """ConfigError for what names no codec."""
     ratio = isinstance(compression, float) and 0.0 < compression <= 1.0
     if compression not in (None, "fp16", "bf16") and not ratio:
-        raise ConfigError(f"compression={compression!r}; expected None, 'fp16', 'bf16', or the share of values to send, as 0.01")
+        raise ConfigError(f"compression={compression!r}; expected None, 'fp16', 'bf16', or the share of values to send (0.01)")
 
 
 def codec(compression: str | float | None, comm: Communicator, size: int, dtype: np.dtype) -> Codec:

@@ -29,10 +29,11 @@ class ShardedLoader(DataLoader):
         if len(loader.dataset) < size:
             raise DataError(f"the data set has {len(loader.dataset)} entries for {size} ranks; start at most as many ranks")
         if loader.batch_size < size:
-            raise ConfigError(f"a batch of {loader.batch_size} entries for {size} ranks leaves some without; batch_size is that of "
-                              "all ranks together, give at least one entry a rank")  # fmt: skip
+            raise ConfigError(f"a batch of {loader.batch_size} entries for {size} ranks leaves some without; batch_size is "
+                              "that of all ranks together, give at least one entry a rank")  # fmt: skip
         seed = self.group.comm.gather(loader.seed, "the loader's seed")[0]
-        super().__init__(loader.dataset, loader.batch_size, loader.shuffle, loader.drop_last, loader.workers, seed, loader.device)
+        super().__init__(loader.dataset, loader.batch_size, loader.shuffle, loader.drop_last, loader.workers, seed,
+                         loader.device)  # fmt: skip
         self.epoch = loader.epoch
 
     def part(self, whole: np.ndarray) -> tuple[np.ndarray, float]:
@@ -64,8 +65,8 @@ class ScaledLR(Schedule):
     def __init__(self, optimizer: Optimizer, batch: int, base_batch: int = 256, rule: str = "linear", warmup_steps: int = 0,
                  after: Schedule | None = None):  # fmt: skip
         if rule not in ("linear", "sqrt") or batch < 1 or base_batch < 1 or warmup_steps < 0:
-            raise ConfigError(f"ScaledLR: rule={rule!r}, batch={batch}, base_batch={base_batch}, warmup_steps={warmup_steps}; expected "
-                              "'linear' or 'sqrt', batches of at least 1, and no negative steps")  # fmt: skip
+            raise ConfigError(f"ScaledLR: rule={rule!r}, batch={batch}, base_batch={base_batch}, warmup_steps={warmup_steps}; "
+                              "expected 'linear' or 'sqrt', batches of at least 1, and no negative steps")  # fmt: skip
         ratio = batch / base_batch
         self.scale, self.warmup, self.after = ratio if rule == "linear" else math.sqrt(ratio), warmup_steps, after
         super().__init__(optimizer)

@@ -102,8 +102,8 @@ def launched() -> bool:
     if LAUNCHED in os.environ:
         return True
     if any(name in os.environ for name in _BY_OTHERS):
-        raise ConfigError("this script was started by mpiexec itself; start it with: graftwork launch -n RANKS script.py (which also "
-                          "watches over the ranks)")  # fmt: skip
+        raise ConfigError("this script was started by mpiexec itself; start it with: graftwork launch -n RANKS script.py "
+                          "(which also watches over the ranks)")  # fmt: skip
     return False
 
 

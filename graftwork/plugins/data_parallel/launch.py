@@ -1,8 +1,8 @@
 """`graftwork launch`: starts the ranks of a run through mpiexec and watches over them.
 
 MPI's own reaction to a rank that dies is to kill all others, without a word about which and where. Here mpiexec is told not to;
-every rank keeps its place (step, tensor) in a file, and the launcher looks whether its process is there still. What it finds goes
-into a file that waiting ranks look for, so that all of them end with the name of the rank that failed.
+every rank keeps its place (step, tensor) in a file, and the launcher looks whether its process is there still. What it finds
+goes into a file that waiting ranks look for, so that all of them end with the name of the rank that failed.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ class Run:
             self.folder = Path(folder)
             arguments = [find_mpiexec(), "-disable-auto-cleanup", *where, "-n", str(self.ranks), *self.command]
             self.process = subprocess.Popen(arguments, env=self.environment | {"GRAFTWORK_RUN": folder}, start_new_session=True)
+            before = signal.signal(signal.SIGTERM, _interrupt)
             try:
                 return self._watch()
             finally:
                 self._end()
+                signal.signal(signal.SIGTERM, before)
 
     def _watch(self) -> int:
         deadline: float | None = None
@@ -122,6 +124,11 @@ class Run:
                         os.kill(status["pid"], number)
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    """A launcher that is asked to end takes its ranks with it."""
+    sys.exit(128 + number)
+
+
 def _alive(pid: int) -> bool:
     """Whether a process is there, and not only its exit status."""
     try:
@@ -164,7 +171,8 @@ def run(ranks: int, script: str, arguments: list[str], hosts: str | None = None,
         left = ranks - len(attempt.lost)
         if status == 0 or not elastic or not attempt.lost or left < 1 or restart == restarts:
             return status
-        click.echo(f"graftwork launch: starting again with {left} of {ranks} ranks; lost: {'; '.join(attempt.lost.values())}", err=True)
+        lost = "; ".join(attempt.lost.values())
+        click.echo(f"graftwork launch: starting again with {left} of {ranks} ranks; lost: {lost}", err=True)
         ranks = left
     return 1
 
@@ -172,7 +180,7 @@ def run(ranks: int, script: str, arguments: list[str], hosts: str | None = None,
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-n", "--ranks", type=int, required=True, help="How many processes.")
 @click.option("--hosts", help="A file with the machines, one a line (mpiexec's -f).")
-@click.option("--engine", type=click.Choice(["auto", "mpi", "nccl"]), help="What sums gradients; auto: NCCL where there are GPUs.")
+@click.option("--engine", type=click.Choice(["auto", "mpi", "nccl"]), help="What sums gradients; auto: NCCL on GPUs.")
 @click.option("--threads", type=int, help="Threads a process; by default the machine's cores shared out.")
 @click.option("--timeout", type=float, help="Seconds that a rank waits for others before it names them (300).")
 @click.option("--elastic", is_flag=True, help="After a failure start again with the ranks that are left; the script resumes.")

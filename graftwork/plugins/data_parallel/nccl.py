@@ -31,13 +31,15 @@ class NcclCommunicator(Communicator):
             import cupy
             from cupy.cuda import nccl
         except ImportError as error:
-            raise MissingDependency(f"engine='nccl' needs CuPy with NCCL ({error}): pip install 'graftwork[cuda12]'") from error
+            raise MissingDependency(
+                f"engine='nccl' needs CuPy with NCCL ({error}): pip install 'graftwork[cuda12]'"
+            ) from error
         self._mpi, self._cupy, self._nccl = mpi, cupy, nccl
         self.rank, self.size, self.hosts, self.where = mpi.rank, mpi.size, mpi.hosts, mpi.where
         local = sum(host == mpi.hosts[mpi.rank] for host in mpi.hosts[: mpi.rank])  # ranks before this one on this machine
         if local >= cupy.cuda.runtime.getDeviceCount():
-            raise ConfigError(f"{self.describe(self.rank)} is number {local + 1} on its machine, which has fewer GPUs; start as "
-                              "many ranks as GPUs, or give --engine mpi")  # fmt: skip
+            raise ConfigError(f"{self.describe(self.rank)} is number {local + 1} on its machine, which has fewer GPUs; start "
+                              "as many ranks as GPUs, or give --engine mpi")  # fmt: skip
         cupy.cuda.Device(local).use()
         self.device = f"cuda:{local}"
         identifier = mpi.gather(list(nccl.get_unique_id()) if self.rank == 0 else None, "NCCL's identifier")[0]
@@ -51,14 +53,18 @@ class NcclCommunicator(Communicator):
         return getattr(self._nccl, names[str(array.dtype)])
 
     def start_sum(self, send, receive):
+        if isinstance(send, np.ndarray):
+            return self._mpi.start_sum(send, receive)
         self._stream.wait_event(self._cupy.cuda.get_current_stream().record())
-        self._comm.allReduce(send.data.ptr, receive.data.ptr, send.size, self._type(send), self._nccl.NCCL_SUM, self._stream.ptr)
+        kind, total = self._type(send), self._nccl.NCCL_SUM
+        self._comm.allReduce(send.data.ptr, receive.data.ptr, send.size, kind, total, self._stream.ptr)
         return _Event(self._stream)
 
     def start_exchange(self, send, receive):
-        raise ConfigError("compression is for engine='mpi'; NCCL sums whole gradients")
+        return self._mpi.start_exchange(_on_host(send), receive)
 
-    start_gather = start_exchange
+    def start_gather(self, send, receive):
+        return self._mpi.start_gather(_on_host(send), receive)
 
     def broadcast(self, array, what):
         if isinstance(array, np.ndarray):
@@ -76,3 +82,9 @@ class NcclCommunicator(Communicator):
 
     def at(self, **where):
         self._mpi.at(**where)
+
+
+def _on_host(array: Any) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise ConfigError("compression is for models on the CPU; on GPUs NCCL sums whole gradients: pass compression=None")
+    return array

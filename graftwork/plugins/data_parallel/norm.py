@@ -75,7 +75,7 @@ _NORMALISE.vjp, _NORMALISE.table = _normalise_vjp, {}
 
 def _infer(a, b, share):
     if a.shape != b.shape:
-        raise ShapeError(f"synchronised batch norm: shapes {tuple(a.shape)} and {tuple(b.shape)} differ; expected (channels,) twice")
+        raise ShapeError(f"synchronised batch norm: shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (channels,) twice")
     return [(a.shape, a.dtype), (b.shape, b.dtype)]
 
 

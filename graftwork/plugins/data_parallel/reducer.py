@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import RankError, ShapeError
+from ...errors import ConfigError, RankError, ShapeError
 from ...kernels import registry
 from ...nn import Tensor
 from ...nn.autograd import Leaf, mode
@@ -83,8 +83,8 @@ class Reducer:
         if not self.planned:
             self._collect(name, gradient)
         elif name not in self._home:
-            raise RankError(f"{name} has a gradient in this step and had none in the first one; all ranks plan their buckets in the "
-                            "first step, so use every parameter there, or freeze it")  # fmt: skip
+            raise RankError(f"{name} has a gradient in this step and had none in the first one; all ranks plan their buckets "
+                            "in the first step, so use every parameter there, or freeze it")  # fmt: skip
         else:
             self._home[name].ready[name] = gradient
             if self.overlap:
@@ -111,7 +111,10 @@ class Reducer:
             size += g.size
         module = np if first.device == "cpu" else __import__("cupy")
         send, receive = module.zeros(size, first.dtype), Tensor(module.zeros(size, first.dtype))
-        bucket = Bucket(number, send, receive, places, codec(self.compression, self.comm, size, first.dtype), dict(gradients))
+        if module is not np and self.compression is not None:
+            raise ConfigError(f"compression={self.compression!r} is for models on the CPU; pass compression=None on a GPU")
+        coder = codec(self.compression, self.comm, size, first.dtype)
+        bucket = Bucket(number, send, receive, places, coder, dict(gradients))
         self.buckets.append(bucket)
         self._home.update(dict.fromkeys(places, bucket))
 
@@ -181,8 +184,9 @@ class Reducer:
         found = self.comm.gather(own, f"the search for what is not finite in {bucket.label}")
         guilty = "; ".join(f"{self.comm.describe(r)}: {', '.join(names[:5])}" for r, names in enumerate(found) if names)
         step = self.comm.where.get("step", 0)
-        raise RankError(f"step {step}: gradients are not finite (NaN or infinite), from {guilty or 'the sum itself, which overflowed'}; "
-                        "look at that rank's data, or lower the learning rate")  # fmt: skip
+        source = guilty or "the sum itself, which overflowed"
+        raise RankError(f"step {step}: gradients are not finite (NaN or infinite), from {source}; look at that rank's data, or "
+                        "lower the learning rate")  # fmt: skip
 
 
 def _scaled(g: Any, factor: Any, out: Any) -> None:
@@ -237,8 +241,8 @@ for _device in ("cpu", "cuda"):
 def measure_bucket_bytes(comm: Communicator, total: int, repeats: int = 5) -> int:
     """The bucket size that a cost model recommends, measured here and now: rank 0's, on all ranks.
 
-    An all-reduce of s bytes takes a + s / b. With n buckets of total / n bytes, starting them costs n a, and the last one, which
-    nothing hides, total / (n b): the sum is least where s = sqrt(total a b). Between 64 KiB and 32 MiB.
+    An all-reduce of s bytes takes a + s / b. With n buckets of total / n bytes, starting them costs n a, and the last one,
+    which nothing hides, total / (n b): the sum is least where s = sqrt(total a b). Between 64 KiB and 32 MiB.
     """
     times = []
     for size in (256, 1 << 18):

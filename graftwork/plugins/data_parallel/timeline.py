@@ -64,7 +64,7 @@ def write(path: str | Path, ranks: list[list[dict[str, Any]]], hosts: list[str])
     path, events = Path(path), []
     for rank, own in enumerate(ranks):
         first = min((e["ts"] for e in own), default=0.0)
-        names = [("process_name", f"rank {rank} on {hosts[rank]}", 0)] + [("thread_name", name, i) for i, name in enumerate(LANES)]
+        names = [("process_name", f"rank {rank} on {hosts[rank]}", 0), *(("thread_name", n, i) for i, n in enumerate(LANES))]
         events += [{"name": what, "ph": "M", "pid": rank, "tid": i, "args": {"name": name}} for what, name, i in names]
         events += [{**e, "pid": rank, "ts": e["ts"] - first} for e in own]
     with atomic_path(path) as temporary:
@@ -92,8 +92,9 @@ def page(events: list[dict[str, Any]], hosts: list[str]) -> str:
     keys = "".join(f'<span style="background:{c}"></span> {k} ' for k, c in COLOURS.items())
     height = 40 + len(hosts) * (2 * lane + 10)
     return (
-        '<!doctype html><meta charset="utf-8"><title>One training step</title><style>body{font:14px sans-serif;margin:2em}'
-        "svg text{font:12px sans-serif}span{display:inline-block;width:1em;height:1em;margin-left:1em}</style>"
-        f"<h1>One training step: {length / 1e3:.2f} ms</h1><p>Upper lane: what the rank does; lower lane: buckets on their way. "
+        '<!doctype html><meta charset="utf-8"><title>One step</title>'
+        "<style>body{font:14px sans-serif;margin:2em}svg text{font:12px sans-serif}"
+        "span{display:inline-block;width:1em;height:1em;margin-left:1em}</style>"
+        f"<h1>One training step: {length / 1e3:.2f} ms</h1><p>Upper lane: what the rank does; lower: buckets on their way. "
         f'{keys}</p><svg width="{left + width + 10}" height="{height}">{"".join(bars)}</svg>'
     )

@@ -47,6 +47,7 @@ class DataParallel:
         self.step = 0
         if settings.sync_batch_norm and self.group.size > 1:
             synchronise_batch_norm(model)
+        self.comm.at(step=0, tensor="")
         self._handshake(facts or {})
         self._broadcast()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -60,18 +61,20 @@ class DataParallel:
     def _handshake(self, facts: dict[str, Any]) -> None:
         """Everything that two ranks could have different and that would end in a deadlock or in different models."""
         own = {
-            "version of graftwork": __version__, "version of numpy": np.__version__, "version of Python": sys.version.split()[0],
-            "settings": described(self.group.settings), "optimiser": type(self.optimizer).__name__,
+            "version of graftwork": __version__, "version of numpy": np.__version__,
+            "version of Python": sys.version.split()[0], "settings": described(self.group.settings),
+            "optimiser": type(self.optimizer).__name__,
             "device type": sorted({p.device.split(":")[0] for p in self.model.parameters()}), **facts,
         }  # fmt: skip
         found = self.comm.gather(own, "the comparison of all ranks")
         for what in own:
-            require_equal(self.comm, [f.get(what) for f in found], what, "start all ranks with the same packages, script and settings")
+            values = [f.get(what) for f in found]
+            require_equal(self.comm, values, what, "start all ranks with the same packages, script and settings")
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        own_list = [f"{n} {t.dtype}{list(t.shape)}{'' if t.requires_grad else ' frozen'}" for n, t in named]
-        digest = hashlib.sha256("\n".join(own_list).encode()).hexdigest()
+        listing = [f"{n} {t.dtype}{list(t.shape)}{'' if t.requires_grad else ' frozen'}" for n, t in named]
+        digest = hashlib.sha256("\n".join(listing).encode()).hexdigest()
         if len(set(self.comm.gather(digest, "the comparison of models"))) > 1:
-            listings = self.comm.gather(own_list, "the listing of models")
+            listings = self.comm.gather(listing, "the listing of models")
             raise RankError(self._first_difference(listings))
 
     def _first_difference(self, listings: list[list[str]]) -> str:
@@ -133,7 +136,8 @@ class DataParallel:
     # -- epochs ------------------------------------------------------------------------------------------------------
     def verify(self) -> str:
         """Compare all ranks' tensors bit by bit: their common digest. RankError naming the first that differs."""
-        hashes = {name: hashlib.sha256(np.ascontiguousarray(t.numpy())).hexdigest()[:16] for name, t in self._state().items()}
+        state = self._state().items()
+        hashes = {name: hashlib.sha256(np.ascontiguousarray(t.numpy())).hexdigest()[:16] for name, t in state}
         digest = hashlib.sha256(json.dumps([self.step, hashes]).encode()).hexdigest()
         found = self.comm.gather([digest, self.step], "the comparison of models")
         if len({d for d, _ in found}) > 1:
@@ -142,8 +146,8 @@ class DataParallel:
             for rank, own in enumerate(everything):
                 for name, value in own.items():
                     if value != everything[0][name]:
-                        raise RankError(f"{self.comm.describe(rank)} has diverged from rank 0 by step {self.step}: {name} differs; go "
-                                        "back to the last checkpoint, and look at that machine")  # fmt: skip
+                        raise RankError(f"{self.comm.describe(rank)} has diverged from rank 0 by step {self.step}: {name} "
+                                        "differs; go back to the last checkpoint, and look at that machine")  # fmt: skip
         return digest
 
     def average(self, record: dict[str, Any], names: tuple[str, ...] = ("loss", "accuracy")) -> None:
