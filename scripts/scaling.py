@@ -1,6 +1,7 @@
 """Where data parallelism stops paying: the table and the plot of docs/scaling.md, from the cost model.
 
     python scripts/scaling.py                     # all networks of the zoo, docs/scaling.svg, the table on the terminal
+    python scripts/scaling.py --published         # beside Horovod's figures
     python scripts/scaling.py resnet50 vgg16 --rate 5e12 --bandwidth 3.1e9 --share 4 --latency 1e-5
 
 Nothing is computed but shapes: every network is captured once, its ops say what they cost.
@@ -17,6 +18,13 @@ from graftwork.plugins.data_parallel.cost import Layer, Network, best_bucket, la
 
 WORKERS = [2**i for i in range(13)]
 SHOWN = ("mobilenet_v2", "efficientnet_b0", "resnet50", "inception_v3", "alexnet", "vgg16")
+
+# images a second of one P100: TensorFlow's benchmarks page of 2017, batch 64, synthetic data; ResNet-101: a sixteenth of the
+# 1,656.82 that Horovod's benchmarks page gives for 16 GPUs
+P100 = {"inception_v3": 142.0, "resnet101": 1656.82 / 16, "vgg16": 154.0}
+# Horovod's efficiency, servers of 4 Pascal GPUs with a 25 Gbit/s link: its benchmarks page, and that page for 32 servers
+HOROVOD = {("inception_v3", 512): 0.90, ("resnet101", 512): 0.90, ("vgg16", 512): 0.68, ("vgg16", 128): 0.79}
+FUSION = 64 << 20  # bytes of Horovod's buckets
 
 
 def profile(name: str, batch: int, rate: float) -> tuple[list[Layer], float, int, float]:
@@ -41,6 +49,17 @@ def strong(layers: list[Layer], forward: float, batch: int, total: int, network:
         if step(mine, forward * scale, p, network, best_bucket(mine, forward * scale, p, network)).efficiency >= 0.5:
             best = p
     return best
+
+
+def published(network: Network) -> None:
+    """Predicted beside published: compute from one GPU's speed, all else from the model."""
+    print("| network | workers | predicted | without overlap | Horovod, published |\n|---|---|---|---|---|")
+    for (name, workers), measured in HOROVOD.items():
+        layers, forward, _, _ = profile(name, 64, 1e12)
+        scale = 64 / P100[name] / (forward + sum(layer.backward for layer in layers))
+        mine = [Layer(layer.gradient_bytes, layer.backward * scale) for layer in layers]
+        found = [step(mine, forward * scale, workers, network, FUSION, overlap, "ring").efficiency for overlap in (True, False)]
+        print(f"| {name} | {workers} | {found[0]:.0%} | {found[1]:.0%} | {measured:.0%} |".replace("%", " %"), flush=True)
 
 
 def plot(curves: dict[str, dict[int, float]], title: str, path: Path) -> None:
@@ -73,8 +92,12 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=25e9 / 8, help="bytes a second of a host's link")
     parser.add_argument("--share", type=int, default=4, help="workers on a host")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "scaling.svg")
+    parser.add_argument("--published", action="store_true", help="compare with Horovod's figures instead")
     options = parser.parse_args()
     network = Network(options.latency, options.bandwidth, share=options.share)
+    if options.published:
+        published(network)
+        return
     curves = {}
     print("| network | parameters, M | GFLOP an image | efficiency at 8 | 64 | 512 | 4,096 | most workers for a batch of "
           f"{options.total:,} |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
