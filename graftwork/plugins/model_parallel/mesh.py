@@ -110,7 +110,8 @@ class Mesh:
         manager().load()  # the kernels of our ops
         self.sizes, self.shape = sizes, (pipeline, data, tensor)
         world = import_mpi().COMM_WORLD if _launched() or data * tensor * pipeline > 1 else None
-        self.size, self.rank = (world.Get_size(), world.Get_rank()) if world is not None else (1, 0)
+        self.size: int = 1 if world is None else world.Get_size()
+        self.rank: int = 0 if world is None else world.Get_rank()
         if self.size != data * tensor * pipeline:
             raise ConfigError(
                 f"Mesh: data={data} x tensor={tensor} x pipeline={pipeline} is {data * tensor * pipeline} ranks, but "

@@ -165,6 +165,7 @@ class Pipeline:
 
     def _backward(self, taken: list[Tensor], made: list[Tensor], number: int) -> None:
         """Take the gradients of the outputs, hand on those of the inputs."""
+        grads: list[Tensor | None]
         if self._last:
             grads = [tensor(np.ones((), made[0].dtype))]
         else:
