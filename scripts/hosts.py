@@ -123,8 +123,10 @@ def measure(folder: Path, mbit: float) -> None:
 
 def cut(folder: Path, script: list[str], seconds: float) -> None:
     """Start a training script on all hosts, cut the last one off after `seconds`, and let the launcher go on without it."""
-    command = ["ip", "netns", "exec", HUB, sys.executable, "-m", "graftwork.cli", "launch", "-n", str(HOSTS), "--hosts",
-               str(folder / "hosts"), "--threads", "1", "--timeout", "20", "--elastic", *script]  # fmt: skip
+    name = f'hostname {NET}254; exec "$@"'  # hydra tells its proxies to connect to the host's name
+    enter = ["ip", "netns", "exec", HUB, "unshare", "--uts", "sh", "-c", name, "sh"]
+    command = [*enter, sys.executable, "-m", "graftwork.cli", "launch", "-n", str(HOSTS), "--hosts", str(folder / "hosts"),
+               "--threads", "1", "--timeout", "20", "--elastic", *script]  # fmt: skip
     run = subprocess.Popen(command, env=environment(folder))
     time.sleep(seconds)
     print(f"cutting off gwhost{HOSTS}", flush=True)
