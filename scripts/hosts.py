@@ -1,7 +1,7 @@
 """Several hosts on one machine: network namespaces with links of limited bandwidth. Linux, as root, with iproute2.
 
     python scripts/hosts.py measure --mbit 200     # all-reduces of several sizes over 4 hosts, beside the cost model
-    python scripts/hosts.py cut --mbit 200         # train on 4 hosts, cut one off, go on with 3
+    python scripts/hosts.py cut --mbit 200         # train on 4 hosts, cut one off: who is blamed, what starts again
 
 Each host is a namespace with one end of a veth pair. The other ends meet in a bridge in a namespace of its own, so nothing
 of the machine's own network changes. Bandwidth is tbf's. Added latency needs the kernel's netem (CONFIG_NET_SCH_NETEM); where
