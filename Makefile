@@ -23,7 +23,13 @@ $(VENV)/.cuda-tools: $(VENV)/.installed
 	  || echo "nvidia-cuda-nvrtc or numba-cuda not installed: tests that compile CUDA code are skipped"
 	touch $@
 
-test: setup $(VENV)/.cuda-tools
+# MPI for data-parallel training; the tests that start several processes are skipped without it.
+$(VENV)/.mpi: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mpi4py>=4' 'mpich>=4' \
+	  || echo "mpi4py or mpich not installed: tests that start several processes are skipped"
+	touch $@
+
+test: setup $(VENV)/.cuda-tools $(VENV)/.mpi
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup

@@ -71,6 +71,10 @@ class MissingDependency(GraftworkError, ImportError):
     """A package that only an extra brings, asked for where that extra is not installed."""
 
 
+class RankError(GraftworkError, RuntimeError):
+    """A process of a parallel run that died, hangs, diverged or does something else than the others."""
+
+
 class PluginError(GraftworkError, RuntimeError):
     """A plugin that cannot be loaded, or two that claim the same name."""
 

@@ -27,6 +27,7 @@ next_seq = itertools.count(1).__next__
 class _Mode(threading.local):
     grad = True  # whether calls are recorded on the tape
     trace: Any = None  # the capture that this thread is in (nn.capture), if any
+    ready: Callable[[Leaf, Any], None] | None = None  # told of each leaf whose gradient a backward pass has completed
     taps: dict[int, Any] | None = None  # what modules return, by id of those listened to (nn.modules.module.listen)
 
 
@@ -128,13 +129,45 @@ class Slot:
 
 
 def backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], retain_graph=False, create_graph=False) -> None:
-    """Accumulate the gradients of `outputs` into the `.grad` of every leaf they depend on."""
-    found = _walk(outputs, grads, {}, retain_graph or create_graph, create_graph)
-    for leaf, g in found.items():
+    """Accumulate the gradients of `outputs` into the `.grad` of every leaf they depend on.
+
+    Where `mode.ready` is set, it is called as `ready(leaf, gradient)` as soon as nothing further will be added to it.
+    """
+    ready = mode.ready
+
+    def collect(leaf: Leaf, g) -> None:
         with set_grad(create_graph):
             if mode.trace is not None:
                 mode.trace.collects(leaf)
             leaf.grad = g if leaf.grad is None else leaf.grad + g
+        if ready is not None:
+            ready(leaf, leaf.grad)
+
+    last = _last_uses(outputs) if ready is not None else {}
+    found = _walk(outputs, grads, {}, retain_graph or create_graph, create_graph, last, collect)
+    for leaf, g in found.items():
+        collect(leaf, g)
+
+
+def _last_uses(outputs) -> dict[int, list[Leaf]]:
+    """For the number of a node: the leaves that no older node uses, so that their gradients are complete after it."""
+    oldest: dict[Leaf, int] = {}
+    stack = [edge.node if type(edge) is Slot else edge for edge in (y.edge for y in outputs)]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen or type(node) is Leaf:
+            continue
+        seen.add(node)
+        for parent in node.parents:
+            if type(parent) is Leaf:
+                oldest[parent] = min(oldest.get(parent, node.seq), node.seq)
+            elif parent is not None:
+                stack.append(parent.node if type(parent) is Slot else parent)
+    last: dict[int, list[Leaf]] = {}
+    for leaf, seq in oldest.items():
+        last.setdefault(seq, []).append(leaf)
+    return last
 
 
 def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=None, allow_unused=False):
@@ -186,8 +219,13 @@ def _key(edge):
     return (edge.node, edge.index) if type(edge) is Slot else edge
 
 
-def _walk(outputs, grads, targets: dict, retain: bool, create_graph: bool) -> dict[Any, Any]:
-    """Push gradients from the outputs down. Returns those of `targets`, or of all leaves if there are none."""
+def _walk(outputs, grads, targets: dict, retain: bool, create_graph: bool, last: dict[int, list[Leaf]] | None = None,
+          collect: Callable | None = None) -> dict[Any, Any]:  # fmt: skip
+    """Push gradients from the outputs down. Returns those of `targets`, or of all leaves if there are none.
+
+    last: leaves by the number of their last node; their gradients go to `collect(leaf, gradient)` after it, and are not
+    returned.
+    """
     wanted = {_key(edge) for edge in targets}
     stop = min((edge.seq for edge in targets), default=0)  # nothing older than the oldest target can reach one
     found: dict[Any, Tensor] = {}
@@ -228,6 +266,9 @@ def _walk(outputs, grads, targets: dict, retain: bool, create_graph: bool) -> di
                     send(parent, gi() if callable(gi) else gi)
             if not retain:
                 node.saved = None
+            for leaf in last.get(node.seq, ()) if last else ():
+                if leaf in found:
+                    collect(leaf, found.pop(leaf))  # type: ignore[misc]
     return found
 
 

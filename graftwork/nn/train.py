@@ -38,7 +38,8 @@ class Trainer:
     lowest of anything else. patience: stop after so many epochs without a better one. notes: what a checkpoint must have
     been made with for `resume()` to go on from it (JSON values).
     progress: a rich progress bar on the terminal. history: one dict an epoch.
-    Plugins take part through prepare_model, fit_start, reduce_gradients, step_end and fit_end.
+    main: whether this process shows progress and writes checkpoints; loader: what a fit trains on. Plugins may change both in
+    fit_start, and take part through prepare_model, fit_start, reduce_gradients, step_end, epoch_end and fit_end.
     """
 
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -60,6 +61,8 @@ class Trainer:
         self.monitor, self.patience, self.notes = monitor, patience, json.loads(json.dumps(notes or {}))
         self.best: dict[str, Any] | None = None  # {"epoch": ..., "value": ...} of the monitored entry
         self._best_state: dict[str, np.ndarray] = {}
+        self.main = True
+        self.loader: DataLoader | None = None
         self._plugins, self.compile, self.precision = plugins, compile, precision
         self.loss_scale, self.skipped = loss_scale, 0
         self._static_step: Callable | None = None
@@ -81,19 +84,21 @@ class Trainer:
         """Train until `epochs` epochs are complete, counted from the beginning of the run. Returns the history."""
         if epochs < 1:
             raise ConfigError(f"fit: epochs={epochs}, expected at least 1")
-        hook = self.plugins.hook
+        hook, self.loader = self.plugins.hook, loader
         self.prepare()
         hook.fit_start(trainer=self)
         try:
-            with _Progress(self.progress, len(loader) * max(epochs - self.epoch, 0)) as bar:
+            loader = self.loader
+            with _Progress(self.progress and self.main, len(loader) * max(epochs - self.epoch, 0)) as bar:
                 while self.epoch < epochs and not self.stop and not self.exhausted:
                     loader.epoch = self.epoch
                     record = self._epoch(loader, bar)
+                    hook.epoch_end(trainer=self, record=record)
                     if validation is not None:
                         record.update({f"validation_{k}": v for k, v in self.evaluate(validation).items()})
                     self.history.append(record)
                     self._watch(record)
-                    if self.checkpoint_path is not None:
+                    if self.checkpoint_path is not None and self.main:
                         self.save(self.checkpoint_path)
         finally:
             hook.fit_end(trainer=self)
@@ -133,16 +138,14 @@ class Trainer:
         prediction = self.model(x)
         loss = self.loss(prediction, target)
         loss.backward()
-        self.plugins.hook.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
+        self._reduce()
         self.optimizer.step()
         return loss, prediction
 
+    def _reduce(self) -> None:
+        self.plugins.hook.reduce_gradients(parameters=list(self.model.parameters()), trainer=self)
+
     def _compile(self) -> None:
-        if self.plugins.hook.reduce_gradients.get_hookimpls():
-            raise ConfigError(
-                "Trainer(compile=True): a plugin combines gradients between the backward pass and the update "
-                "(reduce_gradients), which a step captured whole has no place for; use compile=False"
-            )
         if self.precision == "fp16" and self.loss_scale is None:
             self.loss_scale = LossScale(device=next(iter(self.model.parameters())).device)
         known = self._static_model is not None and self._static_model.target is self.model  # type: ignore[attr-defined]
@@ -150,7 +153,7 @@ class Trainer:
             self._static_model = compile(self.model)  # evaluates in float32
         if self.loss_scale is None:
             if not known:
-                self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss), self.precision)
+                self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss, self._reduce), self.precision)
         else:
             self._static_step = self._scaled_step
             self._gradients = compile(self._scaled_gradients, self.precision)
@@ -176,6 +179,7 @@ class Trainer:
         prediction = self.model(x)
         loss = self.loss(prediction, target)
         self.loss_scale.scale(loss).backward()
+        self._reduce()
         found = {i: p.grad for i, p in enumerate(self._trained()) if p.grad is not None}
         gradients, check = self.loss_scale.unscale(list(found.values()))
         self.optimizer.zero_grad()
@@ -272,15 +276,16 @@ class Trainer:
         return True
 
 
-def _whole_step(model: Module, optimizer: Optimizer, criterion: Callable) -> Callable:
-    """What becomes one graph: no hook in between, and no gradient outlives it. A closure, so that `compile` sees what it
-    depends on and captures again when a layer is frozen or let go."""
+def _whole_step(model: Module, optimizer: Optimizer, criterion: Callable, reduce: Callable[[], None]) -> Callable:
+    """What becomes one graph, with what plugins do to the gradients; no gradient outlives it. A closure, so that `compile` sees
+    what it depends on and captures again when a layer is frozen or let go."""
 
     def step(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         prediction = model(x)
         loss = criterion(prediction, target)
         loss.backward()
+        reduce()
         optimizer.step()
         optimizer.zero_grad()
         return loss, prediction

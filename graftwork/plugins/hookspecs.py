@@ -83,13 +83,19 @@ def fit_start(trainer: Any) -> None:
 def reduce_gradients(parameters: Sequence[Any], trainer: Any) -> bool | None:
     """Combine gradients across workers, after the backward pass and before the update of every step.
 
-    Change each ``parameter.grad`` in place and return True: no further plugin is asked. Return None to pass.
+    Change each ``parameter.grad`` in place and return True: no further plugin is asked. Return None to pass. A compiled step
+    captures what it does, once: there it has to be written in ops.
     """
 
 
 @hookspec
 def step_end(trainer: Any) -> None:
     """Run after the update of every training step; keep it cheap. What it returns is ignored."""
+
+
+@hookspec
+def epoch_end(trainer: Any, record: dict[str, Any]) -> None:
+    """Run at the end of every epoch, before validation and checkpoint; may change ``record``, which joins the history."""
 
 
 @hookspec

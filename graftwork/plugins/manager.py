@@ -24,7 +24,8 @@ from graftwork.errors import ConfigError, PluginError
 from graftwork.plugins import hookspecs
 
 GROUP = "graftwork"
-BUNDLED = ("transfer",)  # our own, for a checkout that no installer has given metadata; the same names stand in pyproject.toml
+# our own, for a checkout that no installer has given metadata; the same names stand in pyproject.toml
+BUNDLED = ("data_parallel", "model_parallel", "transfer")
 STRICT = "GRAFTWORK_STRICT_PLUGINS"
 DISABLE = "GRAFTWORK_DISABLE_PLUGINS"
 

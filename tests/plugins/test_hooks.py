@@ -94,7 +94,7 @@ def test_every_hook_is_called_in_order(new_manager):
     registering = ["register_ops", "register_kernels", "register_modules", "register_models", "register_passes"]
     steps = ["reduce_gradients", "step_end"] * 3
     assert [hook for hook, _ in recorder.calls] == [
-        *registering, "register_commands", "prepare_model", "fit_start", *steps, "fit_end",
+        *registering, "register_commands", "prepare_model", "fit_start", *steps, "epoch_end", "fit_end",
     ]  # fmt: skip
     assert {hook for hook, _ in recorder.calls} == set(HOOKS)
     for hook, arguments in recorder.calls:
