@@ -36,15 +36,18 @@ class Builder:
         return name
 
     def constant(self, array: np.ndarray) -> str:
-        """An initialiser; floating values in the file's dtype unless that is float64's place. Equal ones are kept once."""
+        """An initialiser; float32 values in the file's dtype. Small ones that are equal are kept once."""
         from onnx import numpy_helper
 
         array = np.ascontiguousarray(array, self.kept(array.dtype)) if array.ndim else np.asarray(array, self.kept(array.dtype))
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 4096 else (id(array),)
-        if key not in self._constants:
-            self._constants[key] = name = f"constant_{len(self.initializers)}"
-            self.initializers.append(numpy_helper.from_array(array, name))
-        return self._constants[key]
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 4096 else None
+        if key is not None and key in self._constants:
+            return self._constants[key]
+        name = f"constant_{len(self.initializers)}"
+        self.initializers.append(numpy_helper.from_array(array, name))
+        if key is not None:
+            self._constants[key] = name
+        return name
 
     def kept(self, dtype) -> np.dtype:
         """The element type that the file has for one of the graph's."""
@@ -133,7 +136,7 @@ class Builder:
     def _info(self, value: Value, name: str) -> Any:
         from onnx import helper
 
-        shape = ["batch" if n is None and i == 0 else f"{name}_{i}" if n is None else n for i, n in enumerate(self.sizes(value))]
+        shape = [n if n is not None else "batch" if i == 0 else f"{name}_{i}" for i, n in enumerate(self.sizes(value))]
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
 
     def _check_attributes(self, node: Node) -> None:
