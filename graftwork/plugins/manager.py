@@ -24,7 +24,8 @@ from graftwork.errors import ConfigError, PluginError
 from graftwork.plugins import hookspecs
 
 GROUP = "graftwork"
-BUNDLED = ("transfer", "onnx")  # our own, for a checkout that no installer has given metadata; the same names stand in pyproject.toml
+# Our own, for a checkout that no installer has given metadata; the same names stand in pyproject.toml.
+BUNDLED = ("transfer", "onnx")
 STRICT = "GRAFTWORK_STRICT_PLUGINS"
 DISABLE = "GRAFTWORK_DISABLE_PLUGINS"
 

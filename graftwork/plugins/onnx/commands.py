@@ -37,6 +37,7 @@ def export(model: str, output: Path, weights: str | None, dtype: str, batch: int
         raise ConfigError(f"{model} does not say what its input is; give it an input_shape of (height, width, channels)")
     example = tensor(np.zeros((batch or 1, *shape), np.float32))
     write(network, output, example, dtype=dtype, dynamic_batch=batch is None, preprocessing=preprocess)
-    found = {"model": model, "file": str(output), "bytes": output.stat().st_size, "dtype": dtype, "batch": batch}
-    size = found["bytes"] / 1e6
-    click.echo(json.dumps(found) if as_json else f"wrote {output}: {model}, {dtype}, {size:.1f} MB, images {tuple(shape)} NHWC")
+    size = output.stat().st_size
+    found = {"model": model, "file": str(output), "bytes": size, "dtype": dtype, "batch": batch}
+    text = f"wrote {output}: {model}, {dtype}, {size / 1e6:.1f} MB, images {tuple(shape)} NHWC"
+    click.echo(json.dumps(found) if as_json else text)

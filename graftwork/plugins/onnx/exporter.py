@@ -130,7 +130,8 @@ def _preprocessing(target: Callable, inputs: list[Tensor]) -> str:
 
 def normalise(builder: Builder, name: str, mode: str, channels: int) -> str:
     """`zoo.images.normalise` as nodes: pixels (NHWC) from 0 to 255 in the range that the network was trained on."""
-    mean, deviation = np.zeros(channels), np.ones(channels)
+    mean: np.ndarray = np.zeros(channels)
+    deviation: np.ndarray = np.ones(channels)
     if mode == "caffe":
         mean = IMAGENET_BGR_MEAN if channels == 3 else np.full(channels, IMAGENET_BGR_MEAN.mean())
         if channels == 3:

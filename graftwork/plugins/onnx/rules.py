@@ -186,6 +186,41 @@ def _linear(e: Emit) -> None:
     _epilogue(e, x, False)
 
 
+@rule("quantized_conv2d", "quantized_matmul")
+def _quantized(e: Emit) -> None:
+    """Dequantise, compute, quantise again (QDQ): runtimes with 8-bit kernels see one product in such a pattern."""
+    conv, attrs = e.record.op.name == "quantized_conv2d", e.attrs
+    if e.builder.dtype != np.float32:
+        raise GraphError("export: products of 8 bits have float32 scales in ONNX; export with dtype='float32'")
+    weight = _weight(e) if conv else e.name(1)
+    scales = e.builder.graph.constants.get(e.inputs[2])
+    if scales is None:
+        raise GraphError(f"export: the weight's scales are computed, ONNX needs them constant, in\n    {e.record}")
+    x = _dequantise(e, e.nchw() if conv else e.name(), attrs["x_scale"], attrs["x_zero_point"])
+    w = e("DequantizeLinear", weight, e.builder.constant(scales), axis=0 if conv else e.inputs[1].ndim - 1)
+    bias = []
+    if len(e.inputs) > 3:
+        units = np.asarray(np.float32(attrs["x_scale"]) * scales, np.float32)
+        bias = [e("DequantizeLinear", e.name(3), e.builder.constant(units), axis=0)]
+    if conv:
+        y = e("Conv", x, w, *bias, dilations=attrs["dilation"], group=attrs["groups"], kernel_shape=e.inputs[1].shape[:2],
+              **_window(attrs))  # fmt: skip
+    else:
+        y = e("MatMul", x, w)
+        y = e("Add", y, bias[0]) if bias else y
+    bounds = [attrs["low"], attrs["high"]]
+    if bounds != [None, None]:
+        y = e("Clip", y, *("" if b is None else e.builder.scalar(b, np.float32) for b in bounds))
+    if attrs["out_scale"] is not None:
+        zero = e.builder.scalar(attrs["out_zero_point"], e.out.dtype)
+        y = e("QuantizeLinear", y, e.builder.scalar(attrs["out_scale"], np.float32), zero)
+    e.done(y, conv)
+
+
+def _dequantise(e: Emit, x: str, scale: float, zero_point: int) -> str:
+    return e("DequantizeLinear", x, e.builder.scalar(scale, np.float32), e.builder.scalar(zero_point, e.inputs[0].dtype))
+
+
 @rule("matmul")
 def _matmul(e: Emit) -> None:
     e.done(e("MatMul", e.name(0), e.name(1)))
