@@ -24,8 +24,8 @@ from graftwork.errors import ConfigError, PluginError
 from graftwork.plugins import hookspecs
 
 GROUP = "graftwork"
-# our own, for a checkout that no installer has given metadata; the same names stand in pyproject.toml
-BUNDLED = ("data_parallel", "model_parallel", "transfer")
+# Our own, for a checkout that no installer has given metadata; the same names stand in pyproject.toml.
+BUNDLED = ("data_parallel", "model_parallel", "onnx", "transfer")
 STRICT = "GRAFTWORK_STRICT_PLUGINS"
 DISABLE = "GRAFTWORK_DISABLE_PLUGINS"
 
