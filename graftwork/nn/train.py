@@ -153,7 +153,8 @@ class Trainer:
             self._static_model = compile(self.model)  # evaluates in float32
         if self.loss_scale is None:
             if not known:
-                self._static_step = compile(_whole_step(self.model, self.optimizer, self.loss, self._reduce), self.precision)
+                step = _whole_step(self.model, self.optimizer, self.loss, _reduction(self))
+                self._static_step = compile(step, self.precision)
         else:
             self._static_step = self._scaled_step
             self._gradients = compile(self._scaled_gradients, self.precision)
@@ -274,6 +275,15 @@ class Trainer:
         self.epoch, self.step, self.history = info["epoch"], info["step"], info["history"]
         self.best, self._best_state = info.get("best"), arrays.get("best", {})
         return True
+
+
+def _reduction(trainer: Trainer) -> Callable[[], None]:
+    """What plugins do to gradients, as a function of ours: `compile` takes it as it is, whatever the trainer counts."""
+
+    def reduce() -> None:
+        trainer._reduce()
+
+    return reduce
 
 
 def _whole_step(model: Module, optimizer: Optimizer, criterion: Callable, reduce: Callable[[], None]) -> Callable:

@@ -59,7 +59,7 @@ def outputs_of(op, arrays, attrs, fn):
 
 def test_every_op_has_a_cuda_kernel():
     for op in OPS.values():
-        if op.view is None and op.name not in WITHOUT:
+        if op.view is None and op.name not in WITHOUT and not op.infer.__module__.startswith("graftwork.plugins"):
             assert any(e.variant == "cuda" for e in kernels.list(op.name, "cuda")), op.name
 
 

@@ -119,13 +119,13 @@ def check(op, *arrays, rtol=1e-6, atol=1e-6, **attrs):
 SAMPLES = [
     pytest.param(op.name, s, id=f"{op.name}-{i}")
     for i, (op, s) in enumerate(all_samples())
-    if op.view is None and op.name not in OWN
+    if op.view is None and op.name not in OWN and not op.infer.__module__.startswith("graftwork.plugins")
 ]
 
 
 def test_every_dense_op_has_a_planner():
     for name, op in OPS.items():
-        if op.view is None and name not in OWN:
+        if op.view is None and name not in OWN and not op.infer.__module__.startswith("graftwork.plugins"):
             assert registry.planner(name, "cpu") is not None, name
 
 

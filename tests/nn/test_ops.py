@@ -35,6 +35,8 @@ def outputs_of(op, arrays, attrs, fn):
 
 def test_every_op_has_samples_kernels_and_a_reference():
     for op in OPS.values():
+        if op.infer.__module__.startswith("graftwork.plugins"):
+            continue  # communication between ranks, where another test has loaded its plugin
         assert op.samples is not None, f"{op.name} has no samples"
         if op.view is None:
             variants = {e.variant for e in kernels.list(op.name, "cpu")}

@@ -89,18 +89,20 @@ class Run:
 
     def _look(self) -> None:
         """Find ranks whose process is gone without having ended, and those that ended with an error."""
+        dead: list[str] = []
         for status in self._statuses():
             rank = status["rank"]
             if "ended" not in status and status["host"] == socket.gethostname() and not _alive(status["pid"]):
                 status = read_status(self.folder / f"rank-{rank}") or status  # it may have ended just now
                 if "ended" not in status and rank not in self.lost:
                     self.lost[rank] = f"{_place(status)} died"
-                    self.failure = self.failure or self.lost[rank]
+                    dead.append(self.lost[rank])
             if status.get("ended") in ("gave up", "failed") and rank not in self.errors:
                 self.errors[rank] = f"{_place(status)} stopped: {status.get('error', '')}"
                 self.failure = self.failure or self.errors[rank]
                 if status["ended"] == "failed":
                     self.lost[rank] = self.errors[rank]
+        self.failure = self.failure or "; ".join(dead)  # all that went at once: MPI may have taken others along
 
     def _tell(self) -> None:
         """Say what failed, on the terminal and to the ranks that wait."""
@@ -168,7 +170,7 @@ def run(ranks: int, script: str, arguments: list[str], hosts: str | None = None,
         attempt = Run(ranks, command, hosts, environment | {"GRAFTWORK_RANK_THREADS": str(cores),
                                                            "GRAFTWORK_RESTART": str(restart)})  # fmt: skip
         status = attempt.run()
-        left = ranks - len(attempt.lost)
+        left = ranks - len(attempt.lost) or ranks - 1  # where all went down together, one took the others along
         if status == 0 or not elastic or not attempt.lost or left < 1 or restart == restarts:
             return status
         lost = "; ".join(attempt.lost.values())

@@ -81,6 +81,7 @@ def _infer(a, b, share):
 
 def _sum(parts: Any, what: str) -> Any:
     group = groups.current()
+    assert group is not None  # a synchronised batch norm runs within one
     received, start = np.empty_like(parts), time.perf_counter()
     group.comm.wait(group.comm.start_sum(parts, received), what)
     group.timeline.add(what, "statistics", start, time.perf_counter())

@@ -13,7 +13,7 @@ import numpy as np
 
 from ... import __version__
 from ...errors import RankError
-from ...nn import Module, Trainer, rng
+from ...nn import Module, Tensor, Trainer, rng
 from ...nn.autograd import mode
 from ...nn.modules.module import assign
 from ...nn.optim import Optimizer
@@ -50,7 +50,7 @@ class DataParallel:
         self.comm.at(step=0, tensor="")
         self._handshake(facts or {})
         self._broadcast()
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         total = sum(p.size * p.dtype.itemsize for p in parameters.values())
         device = next(model.parameters()).device
         size = settings.bucket_bytes or measure_bucket_bytes(self.comm, total)
@@ -137,7 +137,7 @@ class DataParallel:
     def verify(self) -> str:
         """Compare all ranks' tensors bit by bit: their common digest. RankError naming the first that differs."""
         state = self._state().items()
-        hashes = {name: hashlib.sha256(np.ascontiguousarray(t.numpy())).hexdigest()[:16] for name, t in state}
+        hashes = {name: hashlib.sha256(np.ascontiguousarray(t.numpy()).tobytes()).hexdigest()[:16] for name, t in state}
         digest = hashlib.sha256(json.dumps([self.step, hashes]).encode()).hexdigest()
         found = self.comm.gather([digest, self.step], "the comparison of models")
         if len({d for d, _ in found}) > 1:
