@@ -316,7 +316,29 @@ class Executable:
             runtime.run(self.packs[value][1].bind(np.ascontiguousarray(arrays[source]), targets[value]))
 
 
-class Instance:
+class Placed:
+    """Where an executable's values live: in the arena, in a buffer of their own, or in a state. `arrays` holds those known."""
+
+    executable: Executable
+    arrays: dict[Value, Any]
+    arena: Any
+
+    def array(self, value: Value) -> Any:
+        found = self.arrays.get(value)
+        if found is None:
+            base, views = self.executable.place(value)
+            found = self.arrays.get(base)
+            if found is None:
+                buffer = self.executable.buffers[base]
+                memory = self.arena[buffer.offset : buffer.offset + base.nbytes]
+                found = self.arrays[base] = memory.view(base.dtype).reshape(base.shape)
+            for view in views:
+                found = view(found)
+            self.arrays[value] = found
+        return found
+
+
+class Instance(Placed):
     """One arena, with every step bound to its addresses."""
 
     def __init__(self, executable: Executable):
@@ -334,20 +356,6 @@ class Instance:
         # arguments that Python steps or outputs refer to are copied to their stand-in
         self.fixed_inputs = {base for base, _ in executable.outputs if base in graph.inputs}
         self._bind()
-
-    def array(self, value: Value) -> np.ndarray:
-        found = self.arrays.get(value)
-        if found is None:
-            base, views = self.executable.place(value)
-            found = self.arrays.get(base)
-            if found is None:
-                buffer = self.executable.buffers[base]
-                memory = self.arena[buffer.offset : buffer.offset + base.nbytes]
-                found = self.arrays[base] = memory.view(base.dtype).reshape(base.shape)
-            for view in views:
-                found = view(found)
-            self.arrays[value] = found
-        return found
 
     def _bind(self) -> None:
         rows: list[runtime.Row] = []

@@ -22,7 +22,7 @@ from ..kernels import registry
 from ..kernels.cuda.launch import address_of, empty, require_current
 from .autograd import mark_written
 from .graph import Graph, Node, Value
-from .lower import Executable, Place, Step
+from .lower import Executable, Place, Placed, Step
 from .tensor import device_number, tensor
 
 
@@ -100,11 +100,13 @@ class CudaExecutable(Executable):
         self.last_stream = stream
 
 
-class Replay:
+class Replay(Placed):
     """One arena with every call bound to its addresses, and the CUDA graph recorded from them.
 
     recorded: the CUDA graph; None before the first run, and where `why_not` says what stands in the way.
     """
+
+    executable: CudaExecutable
 
     def __init__(self, executable: CudaExecutable):
         import cupy
@@ -133,21 +135,6 @@ class Replay:
         if bind is None:
             return _Foreign(lambda: kernel(*inputs, out=out, **node.attrs))
         return bind(*inputs, out=out, **node.attrs)
-
-    def array(self, value: Value) -> Any:
-        """Where a value lives: in the arena, in a buffer of its own, or in a state."""
-        found = self.arrays.get(value)
-        if found is None:
-            base, views = self.executable.place(value)
-            found = self.arrays.get(base)
-            if found is None:
-                buffer = self.executable.buffers[base]
-                part = self.arena[buffer.offset : buffer.offset + base.nbytes]
-                found = self.arrays[base] = part.view(base.dtype).reshape(base.shape)
-            for view in views:
-                found = view(found)
-            self.arrays[value] = found
-        return found
 
     def run(self, inputs: Sequence[Any], times: dict[Node, int] | None) -> list[Any]:
         stream = self._cupy.cuda.get_current_stream()
