@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -287,7 +288,7 @@ def test_fit_refuses_folders_that_cannot_be_learned(tmp_path, digits):
     (tmp_path / "bad" / "b").mkdir(parents=True)
     (tmp_path / "bad" / "0").symlink_to(digits / "train" / "0")
     (tmp_path / "bad" / "b" / "broken.jpg").write_bytes(b"no picture")
-    assert "broken.jpg cannot be read as an image" in refuse_after_output(*fit_arguments(tmp_path / "bad", output))
+    assert "broken.jpg is no image of a known format" in refuse_after_output(*fit_arguments(tmp_path / "bad", output))
     assert list(output.parent.iterdir()) == []
 
 
@@ -298,12 +299,37 @@ def refuse_after_output(*arguments) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
+def test_pictures_in_both_parts_and_unreadable_ones_are_said(tmp_path, digits):
+    shutil.copytree(digits, tmp_path / "data")
+    shutil.copy(digits / "train" / "3" / "01.png", tmp_path / "data" / "validation" / "3" / "again.png")
+    (tmp_path / "data" / "train" / "0" / "broken.png").write_bytes(b"no picture")
+    result = run("transfer", "fit", tmp_path / "data", "--model", "glyphnet", "-C", "0.1", "-o", tmp_path / "x.h5", "--json")
+    assert result.exit_code == 0, result.output
+    assert "broken.png is no image of a known format" in result.stderr and "are left out" in result.stderr
+    assert "1 pictures are in both parts" in result.stderr and "again.png" in result.stderr
+    assert json.loads(result.stdout)["images"] == len(list((digits / "train").glob("*/*.png")))
+
+
+def test_features_are_kept_where_asked_and_used_again(tmp_path, digits, monkeypatch):
+    shutil.copytree(digits, tmp_path / "data")
+    arguments = ("transfer", "fit", tmp_path / "data", "--model", "glyphnet", "--cache", "--json", "-o", tmp_path / "x.h5")
+    first = json.loads(succeed(*arguments))
+    monkeypatch.setattr("graftwork.plugins.transfer.features.FeatureExtractor._computed", lambda *a, **o: iter(()))
+    assert json.loads(succeed(*arguments))["validation"] == first["validation"]
+
+
+def test_a_device_that_is_not_there(tmp_path, digits):
+    if gw.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gw.cuda.why_not() in refuse(*fit_arguments(digits, tmp_path / "x.h5"), "--device", "cuda")
+
+
 def test_validation_pictures_of_an_unknown_class_are_noticed_before_the_work(tmp_path, digits):
     (tmp_path / "train").symlink_to(digits / "train")
     for name in ("0", "9"):
         (tmp_path / "validation" / name).mkdir(parents=True)
         (tmp_path / "validation" / name / "x.png").symlink_to(digits / "train" / "0" / "00.png")
-    assert "has classes the model never saw: 9; it knows 0, 3, 6" in refuse(*fit_arguments(tmp_path, tmp_path / "x.h5"))
+    assert "has classes that were not in the training: 9; it had 0, 3, 6" in refuse(*fit_arguments(tmp_path, tmp_path / "x.h5"))
     assert not (tmp_path / "x.h5").exists()
 
 

@@ -111,8 +111,8 @@ class ImageModel(Module):
         return self.normalise(images.to_batch(pictures, (height, width), channels))
 
     def normalise(self, pixels: np.ndarray) -> Tensor:
-        """uint8 pixels (batch, height, width, channels) in the value range the weights were trained on."""
-        return tensor(images.normalise(pixels, self.preprocessing))
+        """uint8 pixels (batch, height, width, channels) in the value range of the weights' training, on the model's device."""
+        return tensor(images.normalise(pixels, self.preprocessing), device=self.device)
 
     def predict(self, pictures: Any) -> np.ndarray:
         """Class probabilities (images, classes) for pictures."""

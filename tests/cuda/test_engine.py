@@ -231,3 +231,21 @@ def test_why_there_is_no_gpu(monkeypatch, driver, reason):
     monkeypatch.setattr(gw.cuda, "_has_compiler", lambda: True)
     found = gw.cuda._problem.__wrapped__()
     assert found is None if reason is None else re.search(reason, found)
+
+
+def test_features_and_fine_tuning_on_the_gpu(gpu, rng):
+    """The plugin's inputs follow the network to its device; features and trained heads are those of the CPU."""
+    from graftwork import zoo
+    from graftwork.plugins.transfer import FeatureExtractor, fine_tune
+
+    pictures = list(rng.integers(0, 256, (6, 32, 32, 1), dtype=np.uint8))
+    labels, found = np.array([0, 1, 0, 1, 0, 1]), []
+    for device in ("cpu", "cuda"):
+        trunk = zoo.create("glyphnet", weights="glyphs", include_top=False, pooling="avg").to(device)
+        features = FeatureExtractor(trunk, batch_size=4).transform(pictures)
+        tuned = fine_tune(trunk, pictures, labels, 2, strategy="head", epochs=1, batch_size=3, validation=(pictures, labels),
+                          augment=None, compile=False)  # fmt: skip
+        assert tuned.model.device.startswith(device)
+        found.append((features, tuned.predict_proba(pictures)))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-3, atol=1e-4)

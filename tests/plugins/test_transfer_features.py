@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 
@@ -139,6 +140,16 @@ def test_the_second_run_reads_and_computes_nothing(trunk, pictures, counted):
     close(first, FeatureExtractor(trunk).transform([*pictures[:2], moved, *pictures[3:]]))
     assert (pictures[0].parent / cache.FOLDER).is_dir()
     assert zoo.images.list_images(pictures[0].parent) == sorted([*pictures[:2], moved, *pictures[3:]])
+
+
+def test_a_hash_that_ends_in_zeros(trunk, pictures, counted):
+    """NumPy drops zero bytes at the end of a string, and one SHA-256 in 256 has some."""
+    variants = (pictures[0].read_bytes() + str(i).encode() for i in range(10**5))
+    pictures[0].write_bytes(next(data for data in variants if hashlib.sha256(data).digest().endswith(b"\0")))
+    for expected in ([0, 1], []):
+        counted.clear()
+        FeatureExtractor(trunk, cache=True).transform(pictures[:2])
+        assert counted == expected
 
 
 def test_what_changes_the_features_is_computed_again(trunk, pictures, counted, tmp_path):

@@ -189,6 +189,11 @@ class Module:
                 mark_written(value)
         return self
 
+    @property
+    def device(self) -> str:
+        """Where the parameters are, by the first of them; "cpu" for a module without any."""
+        return next((p.device for p in self.parameters()), "cpu")
+
     def to(self, device: str) -> Module:
         """Move all parameters and buffers to a device, in place."""
         for value in [*self.parameters(), *(b for _, b in self.named_buffers())]:

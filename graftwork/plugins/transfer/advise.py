@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -247,13 +248,13 @@ def _normalised_shift(norm: Any, output: np.ndarray) -> float:
 
 def fit(model: Module, pictures: Sequence[Any], labels: Any, classes: Sequence[str], model_name: str,
         strategy: str | int | Advice = "auto", validation: tuple[Any, Any] | None = None, C: float | None = None,
-        progress: bool = False, **options: Any) -> Any:  # fmt: skip
+        progress: bool = False, cache: str | Path | bool | None = None, **options: Any) -> Any:  # fmt: skip
     """Learn classes in the way asked for, or advised: an `ImageClassifier` or a `FineTuned`, which are used alike.
 
     strategy: "auto" (ask `advise`), an Advice, "features", or one of `fine_tune`'s: "head", "few", "all", "gradual", a number
     of layers. validation: (pictures, labels) for fine-tuning to choose its best epoch by; a tenth of the pictures is put aside
-    for it where none are given. C: of the features' logistic regression. options: of `fine_tune`; they outweigh the advice's.
-    The result's `advice` is what was followed, or None.
+    for it where none are given. C: of the features' logistic regression. cache: where to keep features, see FeatureExtractor.
+    options: of `fine_tune`; they outweigh the advice's. The result's `advice` is what was followed, or None.
     """
     from .classifier import ImageClassifier
     from .finetune import fine_tune
@@ -269,7 +270,7 @@ def fit(model: Module, pictures: Sequence[Any], labels: Any, classes: Sequence[s
     if way == "features":
         if options:
             raise ConfigError(f"{', '.join(options)}: options of fine-tuning, but the strategy is features; leave them out")
-        result: Any = ImageClassifier(model, model_name, C, progress).fit(pictures, labels, classes)
+        result: Any = ImageClassifier(model, model_name, C, progress, cache=cache).fit(pictures, labels, classes)
     elif C is not None and advice is None:
         raise ConfigError(f"C={C} is for a model on features, but the strategy is {way!r}; leave it out, or use features")
     else:
@@ -284,12 +285,13 @@ def fit(model: Module, pictures: Sequence[Any], labels: Any, classes: Sequence[s
     return result
 
 
-def load(path: Any, progress: bool = False) -> Any:
-    """A classifier that `save` of either kind wrote. Raises WeightsError or CheckpointError for anything else."""
+def load(path: Any, progress: bool = False, device: str = "cpu") -> Any:
+    """A classifier that `save` of either kind wrote, on a device. Raises WeightsError or CheckpointError for anything else."""
     from ...nn.checkpoint import load as load_arrays
     from .classifier import ImageClassifier
     from .finetune import KIND, FineTuned
 
-    if load_arrays(path)[1].get("kind") == KIND:
-        return FineTuned.load(path)
-    return ImageClassifier.load(path, progress)
+    tuned = load_arrays(path)[1].get("kind") == KIND
+    classifier: Any = FineTuned.load(path) if tuned else ImageClassifier.load(path, progress)
+    classifier.model.to(device)
+    return classifier

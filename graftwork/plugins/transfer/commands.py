@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+
+if TYPE_CHECKING:
+    from .folders import Folder
 
 
 @click.group()
@@ -16,9 +21,13 @@ def transfer() -> None:
     """Learn new classes from a folder of pictures with a pretrained network."""
 
 
+_device_option = click.option("--device", default="cpu", show_default=True, help="Where the network runs: cpu, cuda or cuda:1.")
+
+
 def _network_options(command):
-    """--model and --weights, the same everywhere."""
+    """--model, --weights and --device, the same everywhere."""
     for option in (
+        _device_option,
         click.option("--weights", default=None, help="A weights name or an HDF5 file; embedded ones if absent."),
         click.option("--model", "model_name", default="squeezenet1_1", show_default=True, help="A network of the zoo."),
     ):
@@ -38,13 +47,12 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 @_network_options
 @click.option("--budget", type=float, default=None, help="Seconds that fine-tuning may take.")
 @_json_option()
-def advise(folder: Path, model_name: str, weights: str | None, budget: float | None, as_json: bool) -> None:
+def advise(folder: Path, model_name: str, weights: str | None, device: str, budget: float | None, as_json: bool) -> None:
     """Measure FOLDER and a network, and say how best to learn: which corner of the table, which strategy, why, how long."""
-    from ...zoo.images import list_labelled
     from .advise import advise as measure
 
-    paths, labels, _ = list_labelled(_train_folder(folder))
-    advice = measure(_pretrained(model_name, weights), paths, labels, budget=budget, progress=not as_json)
+    data = _read(_train_folder(folder))
+    advice = measure(_pretrained(model_name, weights, device), data.paths, data.labels, budget=budget, progress=not as_json)
     click.echo(json.dumps(advice.to_dict()) if as_json else str(advice))
 
 
@@ -57,10 +65,11 @@ def advise(folder: Path, model_name: str, weights: str | None, budget: float | N
     help="features; head, few, all, gradual or a number of layers to fine-tune; auto to follow `advise`.",
 )  # fmt: skip
 @click.option("--epochs", type=int, default=None, help="Of fine-tuning.")
+@click.option("--cache", is_flag=True, help="Keep features beside the pictures, for the next time.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write (.h5).")
 @_json_option()
-def fit(folder: Path, model_name: str, weights: str | None, strength: float | None, strategy: str, epochs: int | None,
-        output: Path, as_json: bool) -> None:  # fmt: skip
+def fit(folder: Path, model_name: str, weights: str | None, device: str, strength: float | None, strategy: str,
+        epochs: int | None, cache: bool, output: Path, as_json: bool) -> None:  # fmt: skip
     """Learn the classes of FOLDER, which has a sub-folder of pictures for each.
 
     If it holds `train` and `validation`, those are used: the first to learn, the second to measure.
@@ -68,31 +77,33 @@ def fit(folder: Path, model_name: str, weights: str | None, strength: float | No
     from rich.console import Console
 
     from ...nn.files import require_writable
-    from ...zoo.images import list_labelled
     from . import require_scikit_learn
     from .advise import fit as learn
 
     require_scikit_learn()
     console, start = Console(quiet=as_json), time.perf_counter()
     require_writable(output)
-    paths, labels, classes = list_labelled(_train_folder(folder))
-    checks = _labelled(folder / "validation", classes) if (folder / "validation").is_dir() else None
-    model = _pretrained(model_name, weights)
-    console.print(f"{len(paths)} pictures of {len(classes)} classes, features of {model_name}")
+    data = _read(_train_folder(folder))
+    checks = _read(folder / "validation", data.classes) if (folder / "validation").is_dir() else None
+    if checks is not None:
+        _say_warnings(data.shared_with, checks)
+    model = _pretrained(model_name, weights, device)
+    console.print(f"{len(data)} pictures of {len(data.classes)} classes, features of {model_name}")
     way = int(strategy) if strategy.isdigit() else strategy
     options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
-    classifier = learn(model, paths, labels, classes, model_name, way, C=strength, progress=not as_json, **options)
+    classifier = learn(model, data.paths, data.labels, data.classes, model_name, way, C=strength, cache=cache,
+                       progress=not as_json, **options)  # fmt: skip
     if classifier.advice is not None:
         console.print(str(classifier.advice))
     classifier.save(output)
     seconds, C = time.perf_counter() - start, getattr(classifier, "C_", None)
     console.print(f"learned in {seconds:.1f} s{'' if C is None else f' (C = {C})'}; wrote {output}")
     result: dict[str, Any] = {
-        "output": str(output), "seconds": seconds, "images": len(paths), "classes": classes, "C": C,
+        "output": str(output), "seconds": seconds, "images": len(data), "classes": data.classes, "C": C,
         "advice": None if classifier.advice is None else classifier.advice.to_dict(),
     }  # fmt: skip
     if checks is not None:
-        result["validation"] = _evaluate(classifier, *checks)
+        result["validation"] = _evaluate(classifier, checks)
         console.print(
             f"validation accuracy {result['validation']['accuracy']:.4f} on {result['validation']['images']} pictures"
         )
@@ -105,7 +116,26 @@ def _train_folder(folder: Path) -> Path:
     return folder / "train" if (folder / "train").is_dir() else folder
 
 
-def _pretrained(model_name: str, weights: str | None):
+def _read(folder: Path, classes: list[str] | None = None) -> Folder:
+    """The labelled pictures of a folder; `classes`, if given, must have all of them. What is wrong with some is said."""
+    from .folders import load_folder
+
+    return _say_warnings(load_folder, folder, classes=classes)
+
+
+def _say_warnings(action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Do something, and put what it warns of on the error output, one line each."""
+    from .folders import FolderWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FolderWarning)
+        result = action(*arguments, **options)
+    for warning in caught:
+        click.echo(f"graftwork: {warning.message}", err=True)
+    return result
+
+
+def _pretrained(model_name: str, weights: str | None, device: str):
     """A network without its top, with the weights asked for or else those that ship with the package."""
     from ...errors import ModelError
     from ...zoo import create, find
@@ -113,38 +143,27 @@ def _pretrained(model_name: str, weights: str | None):
     embedded = [name for name, source in find(model_name).weights.items() if "://" not in source]
     if weights is None and not embedded:
         raise ModelError(f"no weights for {model_name} ship with the package; give a file with --weights")
-    return create(model_name, weights=weights or embedded[0], include_top=False, pooling="avg")
+    return create(model_name, weights=weights or embedded[0], include_top=False, pooling="avg").to(device)
 
 
-def _labelled(folder: Path, classes: list[str]) -> tuple[list[Path], np.ndarray]:
-    """The pictures of a folder and their numbers among `classes`, which must have them all."""
-    from ...errors import DataError
-    from ...zoo.images import list_labelled
-
-    paths, labels, names = list_labelled(folder)
-    unknown = [n for n in names if n not in classes]
-    if unknown:
-        raise DataError(f"{folder} has classes the model never saw: {', '.join(unknown)}; it knows {', '.join(classes)}")
-    return paths, np.array([classes.index(names[i]) for i in labels])
-
-
-def _evaluate(classifier, paths: list[Path], truth: np.ndarray) -> dict:
+def _evaluate(classifier: Any, data: Folder) -> dict:
     """Accuracy with its interval, overall and by class, and confusion."""
     from .evaluation import Evaluation
 
-    return Evaluation(classifier.classes, truth, np.asarray(classifier.predict_proba(paths))).summary()
+    return Evaluation(classifier.classes, data.labels, np.asarray(classifier.predict_proba(data.paths))).summary()
 
 
 @transfer.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @FOLDER
+@_device_option
 @_json_option()
-def evaluate(model: Path, folder: Path, as_json: bool) -> None:
+def evaluate(model: Path, folder: Path, device: str, as_json: bool) -> None:
     """Measure MODEL (written by `fit`) on the labelled pictures of FOLDER."""
     from .advise import load
 
-    classifier = load(model, progress=not as_json)
-    report = _evaluate(classifier, *_labelled(folder, classifier.classes))
+    classifier = load(model, progress=not as_json, device=device)
+    report = _evaluate(classifier, _read(folder, classifier.classes))
     if as_json:
         click.echo(json.dumps(report))
         return
@@ -164,13 +183,14 @@ def evaluate(model: Path, folder: Path, as_json: bool) -> None:
 @transfer.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_device_option
 @_json_option("Print one JSON object a line.")
-def predict(model: Path, pictures: tuple[Path, ...], as_json: bool) -> None:
+def predict(model: Path, pictures: tuple[Path, ...], device: str, as_json: bool) -> None:
     """Classify PICTURES (files, or folders of them) with MODEL."""
     from ...zoo.images import list_images
     from .advise import load
 
-    classifier = load(model)
+    classifier = load(model, device=device)
     paths = [p for given in pictures for p in (list_images(given) if given.is_dir() else [given])]
     for path, probabilities in zip(paths, classifier.predict_proba(paths), strict=True):
         best = int(probabilities.argmax())
@@ -187,7 +207,7 @@ def predict(model: Path, pictures: tuple[Path, ...], as_json: bool) -> None:
 @_network_options
 @click.option("-k", default=5, show_default=True, help="How many to show.")
 @_json_option()
-def similar(query: Path, folder: Path, model_name: str, weights: str | None, k: int, as_json: bool) -> None:
+def similar(query: Path, folder: Path, model_name: str, weights: str | None, device: str, k: int, as_json: bool) -> None:
     """Find the pictures below FOLDER that look most like QUERY."""
     from ...errors import ConfigError, DataError
     from ...zoo.images import list_images
@@ -201,7 +221,7 @@ def similar(query: Path, folder: Path, model_name: str, weights: str | None, k: 
     paths = [p for p in list_images(folder) if p.resolve() != query.resolve()]
     if not paths:
         raise DataError(f"{folder} holds no picture but {query.name} itself; give a folder to search")
-    extractor = FeatureExtractor(_pretrained(model_name, weights), progress=not as_json)
+    extractor = FeatureExtractor(_pretrained(model_name, weights, device), progress=not as_json)
     wanted = extractor.transform([query])
     indices, distances = nearest(extractor.transform(paths), wanted, k=min(k, len(paths)))
     found = [{"image": str(paths[i]), "distance": float(d)} for i, d in zip(indices[0], distances[0], strict=True)]
@@ -217,7 +237,7 @@ def similar(query: Path, folder: Path, model_name: str, weights: str | None, k: 
 @_network_options
 @click.option("-k", default=10, show_default=True, help="How many clusters.")
 @_json_option()
-def cluster(folder: Path, model_name: str, weights: str | None, k: int, as_json: bool) -> None:
+def cluster(folder: Path, model_name: str, weights: str | None, device: str, k: int, as_json: bool) -> None:
     """Sort the pictures below FOLDER, without labels, into clusters of what looks alike."""
     from ...zoo.images import list_images
     from . import require_scikit_learn
@@ -226,7 +246,7 @@ def cluster(folder: Path, model_name: str, weights: str | None, k: int, as_json:
 
     require_scikit_learn()
     paths = list_images(folder)
-    numbers = group(FeatureExtractor(_pretrained(model_name, weights), progress=not as_json).transform(paths), k)
+    numbers = group(FeatureExtractor(_pretrained(model_name, weights, device), progress=not as_json).transform(paths), k)
     found = {str(c): [str(paths[i]) for i in np.flatnonzero(numbers == c)] for c in range(k)}
     if as_json:
         click.echo(json.dumps({"images": len(paths), "clusters": found}))
@@ -244,19 +264,19 @@ def cluster(folder: Path, model_name: str, weights: str | None, k: int, as_json:
 @click.option("--epochs", type=int, default=None, help="Of fine-tuning.")
 @click.option("--folds", default=3, show_default=True, help="Of cross-validation.")
 @_json_option()
-def tune(folder: Path, model_name: str, weights: str | None, layers: tuple[str, ...], strengths: tuple[float, ...],
+def tune(folder: Path, model_name: str, weights: str | None, device: str, layers: tuple[str, ...], strengths: tuple[float, ...],
          rates: tuple[float, ...], epochs: int | None, folds: int, as_json: bool) -> None:  # fmt: skip
     """Choose layer, regularisation and learning rate for FOLDER by cross-validation; a fifth is kept to measure the choice."""
-    from ...zoo.images import list_labelled
     from . import require_scikit_learn
     from .classifier import CANDIDATES
     from .experiments import tune as search
 
     require_scikit_learn()
-    paths, labels, classes = list_labelled(_train_folder(folder))
+    data = _read(_train_folder(folder))
     options = {} if epochs is None else {"epochs": epochs}
-    found = search(_pretrained(model_name, weights), paths, labels, strengths or CANDIDATES, (None, *layers), rates, classes,
-                   folds=folds, progress=not as_json, fine_tuning=options)  # fmt: skip
+    groups = data.groups if data.duplicates() else None  # files that are the same stay on one side
+    found = search(_pretrained(model_name, weights, device), data.paths, data.labels, strengths or CANDIDATES, (None, *layers),
+                   rates, data.classes, groups, folds=folds, progress=not as_json, fine_tuning=options)  # fmt: skip
     if as_json:
         click.echo(json.dumps(found.to_dict()))
         return
@@ -278,16 +298,18 @@ def tune(folder: Path, model_name: str, weights: str | None, layers: tuple[str, 
 @FOLDER
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The page to write (.html).")
 @click.option("--title", default="A grafted classifier", show_default=True)
+@_device_option
 @_json_option()
-def report(model: Path, folder: Path, output: Path, title: str, as_json: bool) -> None:
+def report(model: Path, folder: Path, output: Path, title: str, device: str, as_json: bool) -> None:
     """Measure MODEL on the labelled pictures of FOLDER, and write one page: figures, mistakes, similar pictures, a map."""
     from ...nn.files import require_writable
     from .advise import load
     from .report.classifier import report as write
 
     require_writable(output)
-    classifier = load(model, progress=not as_json)
-    found = write(output, classifier, *_labelled(folder, classifier.classes), title=title)
+    classifier = load(model, progress=not as_json, device=device)
+    data = _read(folder, classifier.classes)
+    found = write(output, classifier, data.paths, data.labels, title=title)
     if as_json:
         click.echo(json.dumps({**found.summary(), "output": str(output)}))
         return

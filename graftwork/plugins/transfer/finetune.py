@@ -13,7 +13,7 @@ import numpy as np
 
 from ... import __version__
 from ...errors import ConfigError, DataError, ModelError, WeightsError
-from ...nn import DataLoader, Linear, Module, SoftCrossEntropyLoss, Tensor, Trainer, compile, no_grad
+from ...nn import DataLoader, Linear, Module, SoftCrossEntropyLoss, Tensor, Trainer, compile, no_grad, tensor
 from ...nn import functional as F
 from ...nn.checkpoint import load as load_arrays
 from ...nn.checkpoint import save as save_arrays
@@ -127,7 +127,8 @@ class FineTuned:
         whole = PictureSet(pictures, trunk, self.recipe.whole_size(trunk))
         self.model.eval()
         with no_grad():
-            return np.concatenate([self._static(x).numpy() for (x,) in DataLoader(whole, batch_size, workers=threads())])
+            loader = DataLoader(whole, batch_size, workers=threads(), device=trunk.device)
+            return np.concatenate([self._static(x).numpy() for (x,) in loader])
 
     def predict_proba(self, pictures: Sequence[Any]) -> np.ndarray:
         """Class probabilities (pictures, classes) as float32; rows sum to 1."""
@@ -251,8 +252,9 @@ class Run:
         recipe, trunk = self.recipe, self.trunk
         trunk.eval()
         with no_grad():
-            width = trunk.features(Tensor(self._inputs(slice(0, 1)))).shape[1]
+            width = trunk.features(self._inputs(slice(0, 1))).shape[1]
         self.network = WithHead(trunk, width, len(self.classes), recipe.dropout)
+        self.network.to(trunk.device)
         if recipe.standardise:
             self._standardise()
         most = max(count for count, _ in self.stages)
@@ -261,10 +263,9 @@ class Run:
         train_last(trunk, self.stages[0][0], recipe.freeze_statistics)
         self.optimizer = AdamW(groups, lr=recipe.head_lr, weight_decay=recipe.weight_decay)
 
-    def _inputs(self, part: slice) -> np.ndarray:
+    def _inputs(self, part: slice) -> Tensor:
         """Normalised inputs of training pictures, whole."""
-        pixels = self.pixels[part]
-        return self.trunk.normalise(pixels).numpy() if pixels.dtype == np.uint8 else pixels
+        return inputs(self.trunk, self.pixels[part])
 
     def _standardise(self) -> None:
         """Fixed statistics of the training pictures' features, and a head of zeros. A feature that hardly ever speaks is not
@@ -272,7 +273,7 @@ class Run:
         step, features = self.recipe.batch_size, compile(self.trunk.features)
         with no_grad():
             starts = range(0, len(self.pixels), step)
-            found = np.concatenate([features(Tensor(self._inputs(slice(i, i + step)))).numpy() for i in starts])
+            found = np.concatenate([features(self._inputs(slice(i, i + step))).numpy() for i in starts])
         deviation = found.std(axis=0)
         scale = 1 / np.maximum(np.maximum(deviation, 0.1 * deviation.mean()), 1e-6)
         state = self.network.state_dict()
@@ -321,9 +322,13 @@ class Checks:
     def __iter__(self):
         step = self.run.recipe.batch_size
         for i in range(0, len(self.pixels), step):
-            pixels = self.pixels[i : i + step]
-            x = self.run.trunk.normalise(pixels).numpy() if pixels.dtype == np.uint8 else pixels
-            yield Tensor(x), Tensor(self.labels[i : i + step])
+            x = inputs(self.run.trunk, self.pixels[i : i + step])
+            yield x, tensor(self.labels[i : i + step], device=x.device)
+
+
+def inputs(trunk: Any, pixels: np.ndarray) -> Tensor:
+    """A batch where the network is: uint8 pixels are normalised, float inputs are taken as they are."""
+    return trunk.normalise(pixels) if pixels.dtype == np.uint8 else tensor(pixels, device=trunk.device)
 
 
 def _recipe_from(entries: dict[str, Any]) -> Recipe:

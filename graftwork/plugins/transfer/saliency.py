@@ -52,7 +52,7 @@ def _maps(classifier: Any, trunk: Any, pixels: np.ndarray, classes: np.ndarray |
         classes = scores.numpy().argmax(axis=1)
     chosen = np.zeros(scores.shape, np.float32)
     chosen[np.arange(len(classes)), classes] = 1
-    (gradient,) = grad((scores * Tensor(chosen)).sum(), [activation])
+    (gradient,) = grad((scores * tensor(chosen, device=scores.device)).sum(), [activation])
     weights = gradient.numpy().mean(axis=(1, 2), keepdims=True)
     heat = np.maximum((weights * found).sum(axis=-1), 0)
     return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-12)
@@ -68,10 +68,8 @@ def _scores(classifier: Any, features: Tensor) -> Tensor:
             f"this {type(classifier).__name__} has no linear model on top of the trunk's averaged output; Grad-CAM needs the "
             "gradients of its scores there"
         )
-    rows = [
-        Tensor(np.asarray(a, np.float32)) for a in (classifier.mean, 1 / classifier.scale, classifier.weight.T, classifier.bias)
-    ]
-    mean, scale, matrix, bias = rows
+    arrays = (classifier.mean, 1 / classifier.scale, classifier.weight.T, classifier.bias)
+    mean, scale, matrix, bias = (tensor(np.asarray(a, np.float32), device=features.device) for a in arrays)
     return ((features - mean) * scale) @ matrix + bias
 
 

@@ -55,7 +55,7 @@ class PictureSet:
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator) -> tuple:
         chosen = [self.pictures[i] for i in indices]
-        return (self.model.normalise(images.to_batch(chosen, self.size, self.model.input_shape[2])).numpy(),)
+        return (images.normalise(images.to_batch(chosen, self.size, self.model.input_shape[2]), self.model.preprocessing),)
 
 
 class TrainingSet:
@@ -79,7 +79,7 @@ class TrainingSet:
     def batch(self, indices: np.ndarray, rng: np.random.Generator) -> tuple:
         x = self.pixels[indices]
         if x.dtype == np.uint8:
-            x = self.model.normalise(self.augment.pixels(rng, x, self.size)).numpy()
+            x = images.normalise(self.augment.pixels(rng, x, self.size), self.model.preprocessing)
         if self.transform is not None:
             x, _ = self.transform(rng, x, self.labels[indices])
         return self.augment.mix(rng, x, self.target[indices])
@@ -89,7 +89,7 @@ class TrainingLoader(DataLoader):
     """A loader over labelled pictures; balanced, it draws every class equally often in an epoch of the same length."""
 
     def __init__(self, dataset: TrainingSet, batch_size: int, seed: int, workers: int, balanced: bool):
-        super().__init__(dataset, batch_size, shuffle=True, workers=workers, seed=seed)
+        super().__init__(dataset, batch_size, shuffle=True, workers=workers, seed=seed, device=dataset.model.device)
         self.balanced = balanced
 
     def order(self, epoch: int) -> np.ndarray:

@@ -54,6 +54,7 @@ def interval_chart(values: dict[str, tuple[float, float, float]]) -> str:
 
 
 COLOURS = ("var(--leaf)", "var(--wrong)", "#4878b8", "#b8862b", "#8b62ad")
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DASHES = ("", "7 4", "2 4", "9 3 2 3", "4 2")
 
 
@@ -75,10 +76,9 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, 
         f'<text class="soft" x="62" y="{place(x0, v)[1] + 5:.1f}" text-anchor="end">{v:.2f}</text>'
         for v in np.linspace(y0, y1, 5)
     )
-    shown = np.unique(points[:, 0])
-    for value in shown if len(shown) <= 10 else np.linspace(shown[0], shown[-1], 6):
-        marks += (f'<text class="soft" x="{place(np.log10(value) if logarithmic else value, y0)[0]:.1f}" y="272" '
-                  f'text-anchor="middle">{value:.3g}</text>')  # fmt: skip
+    where = {v: place(np.log10(v) if logarithmic else v, y0)[0] for v in (QUARTERS if diagonal else np.unique(points[:, 0]))}
+    for value, at in _apart(where).items():
+        marks += f'<text class="soft" x="{at:.1f}" y="272" text-anchor="middle">{value:.3g}</text>'
     if diagonal:
         marks += '<line x1="70" y1="250" x2="670" y2="30" class="axis" stroke-dasharray="4 4"/>'
     drawn = "".join(
@@ -90,6 +90,15 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, 
     return (f'<svg viewBox="0 0 800 300" role="img" aria-label="{label}">{marks}{drawn}'
             f'<text class="soft" x="370" y="294" text-anchor="middle">{html.escape(x_name)}</text>'
             f'<text class="soft" x="70" y="18">{html.escape(y_name)}</text></svg>')  # fmt: skip
+
+
+def _apart(where: Mapping[float, float], least: float = 48) -> dict[float, float]:
+    """Those values whose numbers, written at these places, do not run into each other."""
+    chosen: dict[float, float] = {}
+    for value, at in where.items():
+        if not chosen or at - max(chosen.values()) >= least:
+            chosen[value] = at
+    return chosen
 
 
 def _curve(name: str, points: Sequence[tuple[float, float]], number: int) -> str:
