@@ -1,9 +1,9 @@
 """Fine-tuning ImageNet's SqueezeNet 1.1 on photographs, beside the same network in PyTorch.
 
-    python -m bench.finetune PHOTOS WEIGHTS.h5 [--epochs 12] [--seeds 0 1 2] [--each N] [--alone]
+    python -m bench.finetune PHOTOS WEIGHTS.h5 [--epochs 12] [--size 208] [--seeds 0 1 2] [--each N] [--alone]
 
 PHOTOS has `train` and `validation` with a sub-folder a class. Both start from the same weights, see the same augmented batches
-(made by our loader) and follow the same recipe: AdamW, one cycle, label smoothing, windows of 176x176 in 192x192. Epochs take
+(made by our loader) and follow the same recipe: AdamW, one cycle, label smoothing, windows of 208x208 in 227x227. Epochs take
 turns. Prints accuracies and the seconds of an epoch, and writes bench/results/finetune.json.
 """
 
@@ -24,7 +24,6 @@ from graftwork.zoo.images import list_labelled
 
 from .common import foreign_seconds, use_threads, write
 
-SIZE = (176, 176)
 
 
 class Clock:
@@ -152,6 +151,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--size", type=int, default=208, help="pixels that the network sees in training; 12/11 of them in validation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--each", type=int, default=None, help="at most so many photographs of a class: a trial, not kept")
     parser.add_argument("--alone", action="store_true", help="without PyTorch")
@@ -165,10 +165,10 @@ def main() -> None:
     checks, _ = pick(arguments.photos / "validation", arguments.each)
     runs = []
     for seed in arguments.seeds:
-        recipe = Recipe(epochs=arguments.epochs, size=SIZE, seed=seed)
+        recipe = Recipe(epochs=arguments.epochs, size=(arguments.size, arguments.size), seed=seed)
         runs.append(measure(train, checks, classes, arguments.weights, recipe, arguments.alone))
     result: dict[str, Any] = {"photographs": len(train[0]), "validation": len(checks[0]), "epochs": arguments.epochs,
-                              "threads": num_threads(), "runs": runs}  # fmt: skip
+                              "size": arguments.size, "threads": num_threads(), "runs": runs}  # fmt: skip
     for name in ("graftwork", "torch")[: 1 if arguments.alone else 2]:
         finals = [r[name]["final"] for r in runs]
         result[name] = {"final_mean": float(np.mean(finals)), "final_deviation": float(np.std(finals)),
