@@ -25,7 +25,6 @@ from graftwork.zoo.images import list_labelled
 from .common import foreign_seconds, use_threads, write
 
 
-
 class Clock:
     """Seconds that passed, and of CPU time, while its blocks ran."""
 
@@ -151,7 +150,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--size", type=int, default=208, help="pixels that the network sees in training; 12/11 of them in validation")
+    parser.add_argument("--size", type=int, default=208, help="pixels in training; 12/11 of it in validation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--each", type=int, default=None, help="at most so many photographs of a class: a trial, not kept")
     parser.add_argument("--alone", action="store_true", help="without PyTorch")
