@@ -181,7 +181,8 @@ def add_conv_int8(b: Builder, x: View, w: View, out: View, conv: mma.Conv, finis
     """out = finish(convolution) with int32 sums; x: dense int8 NHWC, w: dense int8 HWIO."""
     common: dict[str, Any] = {"out_dtype": out.dtype.name, "finish": finish, "multiprocessors": b.processors,
                               "workspace": _workspace(b)}  # fmt: skip
-    packed = b.dense(_swapped(w))
+    with b.made_of(w):
+        packed = b.dense(_swapped(w))
     _first_that_can(
         b, lambda: wgmma.conv(x, packed, out, conv, dtype="int8", packed=True, splits=_conv_splits(b, conv, x), **common),
         lambda: mma.conv_int8(x, packed, out, conv, arch=b.capability, **_mma_conv_choice(b, conv, "int8"), **common),
