@@ -111,7 +111,8 @@ def _turned(b: Builder, o: Any, rows: int, k: int) -> Any:
     """The operand with K contiguous."""
     if o.along_k:
         return o
-    turned = b.dense(o.view._replace(shape=(rows, k), strides=(1, o.pitch)))
+    with b.made_of(o.view):
+        turned = b.dense(o.view._replace(shape=(rows, k), strides=(1, o.pitch)))
     return o._replace(view=turned, along_k=True, pitch=k)
 
 
@@ -127,7 +128,8 @@ def add_conv(b: Builder, x: View, w: View, out: View, conv: mma.Conv, bias, resi
 
     def fast():
         packed = dtype == "float32"
-        weights = b.dense(_swapped(w)) if packed else w
+        with b.made_of(w):
+            weights = b.dense(_swapped(w)) if packed else w
         return wgmma.conv(x, weights, out, conv, packed=packed, splits=_conv_splits(b, conv, out), **common)
 
     _keeping_steps(
