@@ -92,7 +92,7 @@ class Supervisor:
 
     def watch(self) -> int:
         """Tell the launcher until the rank has ended well, or the launcher says that all is over. Returns the exit status: 0,
-        since the launcher knows the rank's; mpiexec would send the others SIGUSR1 for any other."""
+        since the launcher knows the rank's."""
         while True:
             self._waiting.join(BEAT)
             answer = self.line.tell(self._report())
@@ -139,7 +139,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main(command: list[str]) -> int:
     """Run `command` as the rank that mpiexec's environment names."""
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGUSR1, lambda number, frame: None)  # mpiexec's word for a rank that failed; would end this process
+    # With -disable-auto-cleanup mpiexec sends it to all others when a process ends, even well. The rank inherits that
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     rank = int(os.environ["PMI_RANK"])
     with tempfile.TemporaryDirectory(prefix=f"graftwork-rank-{rank}-") as folder:
         supervisor = Supervisor(rank, folder, command)
