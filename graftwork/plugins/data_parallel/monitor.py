@@ -16,6 +16,7 @@ from typing import Any
 from .supervisor import SILENCE
 
 SETTLE = 0.5  # seconds between the first death and the verdict: those who were taken along are heard by then
+GAVE_REASON = ("gave up", "failed")  # ranks that ended with an error and said which
 MESSAGE_BYTES = 1 << 16
 
 
@@ -29,7 +30,7 @@ class Monitor(socketserver.ThreadingTCPServer):
         self.failed, self.end, self.began = "", False, time.monotonic()
         self.reports: dict[int, dict[str, Any]] = {}  # the last of each rank
         self.heard: dict[int, float] = {}
-        self.died: dict[int, float] = {}  # when a process ended without having said so
+        self.died: dict[int, float] = {}  # when a process ended badly, and without a word
         self._lock = threading.Lock()
         elsewhere = next((host for host in hosts if host is not None), None)
         super().__init__(("127.0.0.1" if elsewhere is None else "0.0.0.0", 0), _Handler)
@@ -49,7 +50,7 @@ class Monitor(socketserver.ThreadingTCPServer):
         with self._lock:
             rank, now = report["rank"], time.monotonic()
             self.reports[rank], self.heard[rank] = report, now
-            if report.get("exit", 0) != 0 and "ended" not in report:
+            if report.get("exit", 0) != 0 and report.get("ended") not in GAVE_REASON:
                 self.died.setdefault(rank, now - report["ago"])
             return {"failed": self.failed, "end": self.end}
 
@@ -74,7 +75,7 @@ class Monitor(socketserver.ThreadingTCPServer):
         """Ranks that ended with an error: whether it was their own, and which."""
         with self._lock:
             return {rank: (report["ended"] == "failed", f"{self.place(rank)} stopped: {report.get('error', '')}")
-                    for rank, report in self.reports.items() if report.get("ended") in ("gave up", "failed")}  # fmt: skip
+                    for rank, report in self.reports.items() if report.get("ended") in GAVE_REASON}  # fmt: skip
 
     def silent(self) -> dict[int, str]:
         """Ranks whose supervisor has said nothing for too long: their host is down or cut off."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -70,21 +71,44 @@ def test_all_ranks_name_the_one_that_is_different(found):
 
 
 @needs_mpi
-@pytest.mark.parametrize("kind, said", [("dies", "died"), ("hangs", "dead, or it hangs"), ("stops", "it runs something else")])
+@pytest.mark.parametrize("kind, said", [("hangs", "dead, or it hangs"), ("stops", "it runs something else")])
 def test_a_failing_rank_is_named(tmp_path, kind, said):
     result = launched(2, "rank_fails.py", kind, str(tmp_path), options=("--timeout", "6"))
     assert result.returncode == 1
     assert said in result.stderr and "rank 1 (host" in result.stderr and "step 4" in result.stderr
-    if kind != "dies":  # a killed rank may take the others along, through MPI, before they can say anything
-        assert "graftwork: rank 0" in result.stderr  # the one that is left ended by itself, and said why
+    assert "graftwork: rank 0" in result.stderr  # the one that is left ended by itself, and said why
+    if kind == "hangs":
+        assert re.search(r"rank 1 \(.*\) did not end: it hangs", result.stderr)
 
 
 @needs_mpi
-def test_elastic_goes_on_from_the_last_checkpoint(tmp_path):
-    result = launched(2, "rank_fails.py", "resume", str(tmp_path), options=("--timeout", "60", "--elastic"))
+def test_a_rank_that_dies_is_the_only_one_named_and_all_others_say_so(tmp_path):
+    result = launched(3, "rank_fails.py", "dies", str(tmp_path))
+    assert result.returncode == 1
+    found = re.findall(r"rank (\d) \(host \S+, process \d+, step 3.*?\) died \(signal SIGKILL\)", result.stderr)
+    assert found == ["2"] * 3  # the launcher, and each of the others
+    for rank in (0, 1):
+        assert f"graftwork: rank {rank} (host" in result.stderr and f"RankError: rank {rank} (host" in result.stderr
+
+
+@needs_mpi
+def test_elastic_drops_the_dead_rank_alone_and_goes_on_from_the_last_checkpoint(tmp_path):
+    result = launched(3, "rank_fails.py", "dies", str(tmp_path), options=("--timeout", "60", "--elastic"))
     assert result.returncode == 0, result.stderr
-    assert "starting again with 1 of 2 ranks" in result.stderr
-    assert "ranks 1 began 3 ended 9" in result.stdout  # three steps an epoch: only the second epoch is done again
+    assert re.search(r"starting again with 2 of 3 ranks; lost: rank 2 \([^()]*\) died \(signal SIGKILL\)\n", result.stderr)
+    assert "ranks 2 began 3 ended 9" in result.stdout  # three steps an epoch: only the second epoch is done again
+
+
+@needs_mpi
+def test_a_host_that_is_cut_off_is_named_and_left_out(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost:2  # mpiexec starts ranks of both without ssh\n127.0.0.1\n")
+    options = ("--hosts", str(hosts), "--timeout", "60", "--elastic")
+    result = launched(3, "rank_fails.py", "cut", str(tmp_path), options=options)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"launch: rank 2 \(host .*\) has not been heard of for 10 s: its host is down or cut off", result.stderr)
+    assert "starting again with 2 of 3 ranks, without host 127.0.0.1; lost: rank 2 (host" in result.stderr
+    assert "ranks 2 began 3 ended 9" in result.stdout
 
 
 # Alone
