@@ -16,9 +16,9 @@ import pytest
 from graftwork import errors, nn
 from graftwork.nn.autograd import mode
 from graftwork.plugins import data_parallel as dp
-from graftwork.plugins.data_parallel import compress, group, launch, timeline
+from graftwork.plugins.data_parallel import compress, group, launch, residual, timeline
 from graftwork.plugins.data_parallel.communicator import Alone
-from graftwork.plugins.data_parallel.reducer import Reducer
+from graftwork.plugins.data_parallel.reducer import Bucket, Reducer
 
 HERE = Path(__file__).parent
 LIMIT = 240  # seconds for one start of several ranks: far above what it takes, so that a busy machine does not fail the test
@@ -39,8 +39,8 @@ def launched(ranks: int, script: str, *arguments: str, options: tuple[str, ...] 
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def found(request):
-    result = launched(request.param, "rank_checks.py")
+def found(request, tmp_path_factory):
+    result = launched(request.param, "rank_checks.py", str(tmp_path_factory.mktemp("checkpoints")))
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -58,6 +58,12 @@ def test_compression_feeds_back_what_it_rounds_away(found):
     limits = {"fp16": 1e-3, "bf16": 1e-2, "0.1": 1.0}
     for kind, limit in limits.items():
         assert found["compression"][kind]["equal"] and found["compression"][kind]["error"] < limit
+
+
+@needs_mpi
+def test_a_resumed_run_with_compression_is_the_same_bit_for_bit(found):
+    for how, difference in found["resumed"].items():
+        assert difference["with"] == 0.0 and difference["without"] > 1e-7, how  # what was owed does make a difference
 
 
 @needs_mpi
@@ -169,6 +175,27 @@ def test_gradients_are_views_of_buckets_in_the_order_they_became_ready():
             assert any(np.shares_memory(p.grad.data, b.receive.data) for b in reducer.buckets)
     last = [name for name in parameters if name.startswith("1.")]
     assert len(reducer.buckets) > 1 and set(list(reducer.buckets[0].places)[:2]) == set(last)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_that_are_left_owe_what_all_owed(rng, size):
+    places = {"a": (0, 2, (2,)), "b": (2, 5, (3,))}
+    kept = {"rest a": rng.standard_normal((3, 2)).astype(np.float32), "rest b": rng.standard_normal((3, 3)).astype(np.float32),
+            "sum a": np.arange(2, dtype=np.float32), "sum b": np.arange(2, 5, dtype=np.float32)}  # fmt: skip
+    rest, of_sum = [], []
+    for rank in range(size):
+        comm = Alone()
+        comm.rank, comm.size = rank, size
+        send, receive = np.zeros(5, np.float32), nn.Tensor(np.zeros(5, np.float32))
+        bucket = Bucket(0, send, receive, places, compress.Rounded(comm, 5, "bf16"))
+        residual.restore(bucket, kept, comm)
+        rest.append(bucket.codec.residual()["rest"])
+        of_sum.append(bucket.codec.residual()["sum"])
+    total = np.concatenate([kept["rest a"], kept["rest b"]], axis=1).sum(axis=0)
+    np.testing.assert_allclose(sum(rest), total, rtol=1e-5, atol=1e-6)  # three float32 values in another order
+    np.testing.assert_array_equal(np.concatenate(of_sum)[:5], np.arange(5))
+    with pytest.raises(errors.CheckpointError, match="another network"):
+        residual.restore(bucket, {"rest a": np.zeros((3, 4), np.float32)}, comm)
 
 
 def test_parts_of_all_ranks_are_the_batch():
