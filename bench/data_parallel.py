@@ -1,9 +1,11 @@
 """Two ranks of one thread beside one process of two, overlap beside none, PyTorch's DDP, and the all-reduce beside MPI's.
 
-    python -m bench.data_parallel [--steps 10] [--batch 128] [--write]
+    python -m bench.data_parallel [--steps 10] [--batch 128] [--mbit 100] [--write]
+    python -m bench.data_parallel --quick                   # does it run? one round of two steps of 16 pictures
 
 Every candidate is a start of its own (ranks cannot share a process) on the same made-up pictures, ResNet-20 and batch; they
-take turns `--rounds` times, and the median step of all rounds counts. Steps are timed between barriers.
+take turns `--rounds` times, and the median step of all rounds counts. Steps are timed between barriers. "2 hosts" are ranks in
+network namespaces with links of `--mbit` (scripts/hosts.py; needs root, is left out otherwise).
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from .common import write
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import hosts  # noqa: E402
+
+HERE = ["1 process, 2 threads", "2 ranks", "2 ranks, no overlap", "2 ranks, eager", "PyTorch DDP, 2 ranks"]
+APART = ["2 hosts", "2 hosts, no overlap", "PyTorch DDP, 2 hosts"]
+PORT = 29511  # in a namespace of its own nobody else has it
 
 
 def batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,24 +148,41 @@ def free_port() -> int:
 
 def start(name: str, options: argparse.Namespace) -> dict:
     """Run one candidate and read what it wrote."""
-    with tempfile.TemporaryDirectory() as folder:
-        to = str(Path(folder) / "result.json")
-        common = ["--steps", str(options.steps), "--batch", str(options.batch), "--to", to]
-        if name == "PyTorch DDP, 2 ranks":
-            environment = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "bench.data_parallel", "--part", "theirs", *common]
-            ranks = [subprocess.Popen([*command, "--rank", str(r)], env=environment) for r in range(2)]
-            if any([p.wait() for p in ranks]):
-                raise RuntimeError(f"{name} failed; see its output above")
+    apart = "hosts" in name
+    with tempfile.TemporaryDirectory() as folder, hosts.hosts(options.mbit, 0.0, 2) if apart else contextlib.nullcontext():
+        to = Path(folder) / "result.json"
+        common = ["--steps", str(options.steps), "--batch", str(options.batch), "--to", str(to)]
+        if name.startswith("PyTorch"):
+            start_theirs(common, apart)
         else:
-            ranks_of = 1 if name == "1 process, 2 threads" else 2
-            script = str(Path(__file__).with_name("data_parallel_rank.py"))
-            flags = ["--compile"] * ("eager" not in name) + ["--no-overlap"] * ("no overlap" in name)
-            flags += ["--bandwidth"] if name == "2 ranks" else []
-            launch = [sys.executable, "-c", "from graftwork.cli import main; main()", "launch", "--engine", "mpi"]
-            counts = ["-n", str(ranks_of), "--threads", str(2 // ranks_of)]
-            subprocess.run([*launch, *counts, script, *flags, *common], check=True)
-        return json.loads(Path(to).read_text())
+            start_ours(name, common, Path(folder))
+        return json.loads(to.read_text())
+
+
+def start_theirs(common: list[str], apart: bool) -> None:
+    where = {"MASTER_ADDR": f"{hosts.NET}1", "MASTER_PORT": str(PORT), "GLOO_SOCKET_IFNAME": "eth0"}
+    where = where if apart else {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "bench.data_parallel", "--part", "theirs", *common]
+    enter = [["ip", "netns", "exec", f"gwhost{r + 1}"] if apart else [] for r in range(2)]
+    environment = os.environ | where | {"OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*enter[r], *command, "--rank", str(r)], env=environment) for r in range(2)]
+    if any([p.wait() for p in ranks]):
+        raise RuntimeError("PyTorch DDP failed; see its output above")
+
+
+def start_ours(name: str, common: list[str], folder: Path) -> None:
+    environment = dict(os.environ)
+    if "hosts" in name:
+        environment = hosts.environment(folder, 2)
+        launch = hosts.launch_command(folder, 2, "--engine", "mpi")
+    else:
+        ranks = 1 if name.startswith("1 process") else 2
+        launch = [sys.executable, "-m", "graftwork.cli", "launch", "--engine", "mpi", "-n", str(ranks), "--threads",
+                  str(2 // ranks)]  # fmt: skip
+    flags = ["--compile"] * ("eager" not in name) + ["--no-overlap"] * ("no overlap" in name)
+    flags += ["--bandwidth"] if name == "2 ranks" else []
+    subprocess.run([*launch, str(Path(__file__).with_name("data_parallel_rank.py")), *flags, *common], check=True,
+                   env=environment)  # fmt: skip
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -164,8 +190,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--mbit", type=float, default=100, help="bandwidth of the links of 2 hosts")
+    parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
-    parser.add_argument("--part", choices=("all", "ours", "theirs"), default="all", help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("all", "theirs"), default="all", help=argparse.SUPPRESS)
     for flag in ("--compile", "--bandwidth"):
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-overlap", dest="overlap", action="store_false", help=argparse.SUPPRESS)
@@ -174,11 +202,25 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    """How many times as fast the first is as the second."""
+    pairs = {
+        "2 ranks, of 1 process's rate (at least 0.9)": ("2 ranks", "1 process, 2 threads"),
+        "overlap, of none's rate": ("2 ranks", "2 ranks, no overlap"),
+        "2 ranks, of PyTorch DDP's rate": ("2 ranks", "PyTorch DDP, 2 ranks"),
+        "2 hosts: overlap, of none's rate": ("2 hosts", "2 hosts, no overlap"),
+        "2 hosts, of PyTorch DDP's rate": ("2 hosts", "PyTorch DDP, 2 hosts"),
+    }
+    return {what: seconds[b] / seconds[a] for what, (a, b) in pairs.items() if a in seconds}
+
+
 def main() -> None:
     options = arguments()
     if options.part == "theirs":
         return theirs(options)
-    names = ["1 process, 2 threads", "2 ranks", "2 ranks, no overlap", "2 ranks, eager", "PyTorch DDP, 2 ranks"]
+    if options.quick:
+        options.rounds, options.steps, options.batch = 1, 2, 16
+    names = HERE if os.geteuid() else HERE + APART
     seconds: dict[str, list[float]] = {name: [] for name in names}
     rates: dict = {}
     for _ in range(options.rounds):
@@ -187,20 +229,16 @@ def main() -> None:
             seconds[name] += result["seconds"]
             rates = result.get("bandwidth") or rates
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    two = medians["2 ranks"]
-    ratios = {
-        "2 ranks of 1 process's rate (at least 0.9)": medians["1 process, 2 threads"] / two,
-        "overlap of none's rate": medians["2 ranks, no overlap"] / two,
-        "2 ranks of PyTorch DDP's rate": medians["PyTorch DDP, 2 ranks"] / two,
-    }
+    found = ratios(medians)
     for name, value in medians.items():
         print(f"{name:24} {value * 1e3:8.1f} ms a step  {options.batch / value:8.1f} images/s")
-    for name, value in ratios.items():
+    for name, value in found.items():
         print(f"{name:44} {value:.3f}")
     for size, pair in rates.items():
         print(f"all-reduce of {size:>9}: {pair['ours']:.2f} GB/s; MPI_Allreduce {pair['MPI_Allreduce']:.2f} GB/s")
     if options.write:
-        write("data_parallel", {"seconds": medians, "ratios": ratios, "bandwidth": rates})
+        settings = {"batch": options.batch, "steps": options.steps, "rounds": options.rounds, "mbit": options.mbit}
+        write("data_parallel", {"settings": settings, "seconds": medians, "ratios": found, "bandwidth": rates})
     return None
 
 

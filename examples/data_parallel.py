@@ -45,7 +45,8 @@ def build(dtype: str) -> tuple[nn.Module, nn.optim.Optimizer]:
 def train(loader: nn.DataLoader, options: argparse.Namespace) -> nn.Module:
     model, optimizer = build(options.dtype)
     trainer = nn.Trainer(model, optimizer, compile=options.compile, checkpoint_path=options.checkpoint)
-    trainer.resume()
+    if trainer.resume():
+        dp.start().log(f"goes on after epoch {trainer.epoch}, step {trainer.step}")
     trainer.fit(loader, options.epochs)
     return model
 

@@ -39,9 +39,9 @@ def ip(*words: str, inside: str | None = None, check: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def hosts(mbit: float, delay: float) -> Iterator[None]:
+def hosts(mbit: float, delay: float = 0.0, count: int = HOSTS) -> Iterator[None]:
     """The namespaces, as long as the block runs."""
-    names = [f"gwhost{i}" for i in range(1, HOSTS + 1)]
+    names = [f"gwhost{i}" for i in range(1, count + 1)]
     try:
         ip("ip", "netns", "add", HUB)
         ip("ip", "link", "add", "br0", "type", "bridge", inside=HUB)
@@ -66,12 +66,12 @@ def hosts(mbit: float, delay: float) -> Iterator[None]:
             ip("ip", "netns", "del", name, check=False)
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, count: int = HOSTS) -> dict[str, str]:
     """What makes MPICH use the namespaces: our launcher, TCP over their link, no shared memory between ranks."""
     launcher = folder / "enter"
     launcher.write_text(LAUNCHER)
     launcher.chmod(0o755)
-    (folder / "hosts").write_text("".join(f"{NET}{i}:1\n" for i in range(1, HOSTS + 1)))
+    (folder / "hosts").write_text("".join(f"{NET}{i}:1\n" for i in range(1, count + 1)))
     return os.environ | {
         "HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": str(launcher), "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0",
         "MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "10",
@@ -121,13 +121,23 @@ def measure(folder: Path, mbit: float) -> None:
         print(f"{size:>9} bytes  measured {seconds * 1e3:9.2f} ms   fitted ring {ring * 1e3:9.2f}   nominal {best * 1e3:9.2f}")
 
 
-def cut(folder: Path, script: list[str], seconds: float) -> None:
-    """Start a training script on all hosts, cut the last one off after `seconds`, and let the launcher go on without it."""
+def launch_command(folder: Path, ranks: int, *options: str) -> list[str]:
+    """`graftwork launch` on the first `ranks` hosts, from the hub; a script and its arguments follow."""
     name = f'hostname {NET}254; exec "$@"'  # hydra tells its proxies to connect to the host's name
-    enter = ["ip", "netns", "exec", HUB, "unshare", "--uts", "sh", "-c", name, "sh"]
-    command = [*enter, sys.executable, "-m", "graftwork.cli", "launch", "-n", str(HOSTS), "--hosts", str(folder / "hosts"),
-               "--threads", "1", "--timeout", "20", "--elastic", *script]  # fmt: skip
-    run = subprocess.Popen(command, env=environment(folder))
+    return ["ip", "netns", "exec", HUB, "unshare", "--uts", "sh", "-c", name, "sh", sys.executable, "-m", "graftwork.cli",
+            "launch", "-n", str(ranks), "--hosts", str(folder / "hosts"), "--threads", "1", *options]  # fmt: skip
+
+
+def cut(folder: Path, script: list[str], seconds: float) -> None:
+    """Start a training script on all hosts, cut the last one off after `seconds`, and let the launcher go on without it.
+
+    Without a script it is the example, cut off `seconds` after its first checkpoint, which it goes on from."""
+    checkpoint = folder / "run.h5"
+    example = str(Path(__file__).parents[1] / "examples" / "data_parallel.py")
+    command = script or [example, "--dtype", "float32", "--epochs", "4", "--checkpoint", str(checkpoint)]
+    run = subprocess.Popen([*launch_command(folder, HOSTS, "--timeout", "60", "--elastic"), *command], env=environment(folder))
+    while not script and run.poll() is None and not checkpoint.exists():
+        time.sleep(0.1)
     time.sleep(seconds)
     print(f"cutting off gwhost{HOSTS}", flush=True)
     ip("ip", "link", "set", f"port{HOSTS}", "down", inside=HUB)
@@ -139,8 +149,8 @@ def main() -> None:
     parser.add_argument("what", choices=["measure", "cut"])
     parser.add_argument("--mbit", type=float, default=200, help="bandwidth of each host's link")
     parser.add_argument("--delay", type=float, default=0, help="milliseconds added to each packet (needs netem)")
-    parser.add_argument("--after", type=float, default=30, help="cut: seconds before the host is cut off")
-    parser.add_argument("script", nargs="*", default=["examples/data_parallel.py"], help="cut: the script and its arguments")
+    parser.add_argument("--after", type=float, default=5, help="cut: seconds before the host is cut off")
+    parser.add_argument("script", nargs="*", help="cut: a script of your own, and its arguments")
     options = parser.parse_args()
     if os.geteuid():
         sys.exit("network namespaces need root; run it with sudo")

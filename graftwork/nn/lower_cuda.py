@@ -2,16 +2,18 @@
 
 Ahead and body, lifetimes and refreshing are those of `lower.py`. What differs: kernels come from the registry and are bound
 (`kernels/cuda/launch.py: Bound`) instead of planned; one workspace, as large as the neediest call's, serves all of them,
-because they run one after another; and arguments and results are copied into and out of buffers that keep their places,
-because a CUDA graph has the addresses baked in.
+because they run one after another; what a kernel makes of its weights alone (in another order, transformed) is prepared when
+they change and kept; and arguments and results are copied into and out of buffers that keep their places, because a CUDA
+graph has the addresses baked in.
 
-Nothing runs while kernels are bound, and a recording does not run what it records: the first replay is the first run. What
-cannot be recorded (a kernel that is a plain function and may allocate or wait) makes the whole graph a list of launches, which
-a warning says once.
+Nothing but that preparation runs while kernels are bound, and a recording does not run what it records: the first replay is
+the first run. What cannot be recorded (a kernel that is a plain function and may allocate or wait) makes the whole graph a
+list of launches, which a warning says once.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 import warnings
@@ -49,11 +51,22 @@ class CudaExecutable(Executable):
 
     def _bind_anew(self, exchanged: bool) -> None:
         if not exchanged:  # what is computed ahead is written to where it was
+            if self.replay is not None:
+                self.replay.prepare()
             return
         self.generation += 1
         if self.last_stream is not None:
             self.last_stream.synchronize()  # the GPU may still be using what is given back now
         self.replay = None
+
+    @functools.cached_property
+    def _steady_values(self) -> set[Value]:
+        return self.fixed.union(*(n.outputs for n in self.ahead_nodes))
+
+    def steady(self, node: Node) -> list[int]:
+        """Positions of a body node's inputs that stay the same from replay to replay: constants, unwritten states, what is
+        computed ahead of those, and views of them."""
+        return [i for i, v in enumerate(node.inputs) if self.place(v)[0] in self._steady_values]
 
     def _protect(self) -> None:
         """`numpy()` gives copies from a GPU: nobody can write behind our back."""
@@ -120,13 +133,22 @@ class Replay(Placed):
             self.arrays[value] = empty(value.shape, value.dtype, executable.number)
         self.calls = [self._bind(step.node) for step in executable.steps]
         self.workspace = empty((max((c.workspace for c in self.calls), default=0) + 1,), "uint8", executable.number)
+        self.prepared = empty((sum(c.prepared for c in self.calls) + 1,), "uint8", executable.number)
+        at = address_of(self.prepared)
         for call in self.calls:
-            call.place(address_of(self.workspace))
+            call.place(address_of(self.workspace), at)
+            at += call.prepared
+        self.prepare()
         self.recorded: Any = None
         foreign = {s.node.op.name: None for s, c in zip(executable.steps, self.calls, strict=True) if isinstance(c, _Foreign)}
         self.why_not = f"the kernels of {', '.join(foreign)} are plain functions" if foreign else None
         self._told = False
         self._copy = registry.get("contiguous", "cuda")
+
+    def prepare(self) -> None:
+        """Let every call make what it needs of its weights: at first, and when those have been written."""
+        for call in self.calls:
+            call.prepare()
 
     def _bind(self, node: Node) -> Any:
         kernel, inputs = _kernel(node), [self.array(v) for v in node.inputs]
@@ -134,7 +156,7 @@ class Replay(Placed):
         bind = getattr(kernel, "bind", None)
         if bind is None:
             return _Foreign(lambda: kernel(*inputs, out=out, **node.attrs))
-        return bind(*inputs, out=out, **node.attrs)
+        return bind(*inputs, out=out, steady=self.executable.steady(node), **node.attrs)
 
     def run(self, inputs: Sequence[Any], times: dict[Node, int] | None) -> list[Any]:
         stream = self._cupy.cuda.get_current_stream()
@@ -192,12 +214,15 @@ class Replay(Placed):
 class _Foreign:
     """A kernel that is a plain function: called at every replay."""
 
-    workspace = 0
+    workspace = prepared = 0
 
     def __init__(self, launch: Callable[[], Any]):
         self.launch = launch
 
-    def place(self, address: int) -> None:
+    def place(self, workspace: int, prepared: int) -> None:
+        pass
+
+    def prepare(self) -> None:
         pass
 
 

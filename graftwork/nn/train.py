@@ -24,6 +24,8 @@ from .precision import LossScale
 from .schedule import Schedule
 from .tensor import Tensor
 
+KEPT = "plugin "  # before the name of a plugin: its group in a checkpoint
+
 
 class Trainer:
     """Trains a model on batches of (input, target).
@@ -36,7 +38,7 @@ class Trainer:
     steps).
     monitor: the entry of the history whose best epoch is kept (`best`, `restore_best()`): the highest of an accuracy, the
     lowest of anything else. patience: stop after so many epochs without a better one. notes: what a checkpoint must have
-    been made with for `resume()` to go on from it (JSON values).
+    been made with for `resume()` to go on from it (JSON values). kept: arrays that plugins have in checkpoints, by plugin.
     progress: a rich progress bar on the terminal. history: one dict an epoch.
     main: whether this process shows progress and writes checkpoints; loader: what a fit trains on. Plugins may change both in
     fit_start, and take part through prepare_model, fit_start, reduce_gradients, step_end, epoch_end and fit_end.
@@ -61,6 +63,7 @@ class Trainer:
         self.monitor, self.patience, self.notes = monitor, patience, json.loads(json.dumps(notes or {}))
         self.best: dict[str, Any] | None = None  # {"epoch": ..., "value": ...} of the monitored entry
         self._best_state: dict[str, np.ndarray] = {}
+        self.kept: dict[str, dict[str, np.ndarray]] = {}
         self.main = True
         self.loader: DataLoader | None = None
         self._plugins, self.compile, self.precision = plugins, compile, precision
@@ -241,7 +244,7 @@ class Trainer:
             "best": self.best, "notes": self.notes,
         }  # fmt: skip
         arrays = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self._best_state}
-        checkpoint.save(path, arrays, info)
+        checkpoint.save(path, arrays | {KEPT + plugin: kept for plugin, kept in self.kept.items() if kept}, info)
 
     def resume(self, path: str | Path | None = None) -> bool:
         """Go on from a checkpoint (by default `checkpoint_path`; False if that does not exist yet).
@@ -274,6 +277,7 @@ class Trainer:
         rng.set_state(info["random"])
         self.epoch, self.step, self.history = info["epoch"], info["step"], info["history"]
         self.best, self._best_state = info.get("best"), arrays.get("best", {})
+        self.kept = {group.removeprefix(KEPT): kept for group, kept in arrays.items() if group.startswith(KEPT)}
         return True
 
 

@@ -72,6 +72,30 @@ def test_convolution(machine, xs, ws, stride, dilation, groups, kind, zero, dtyp
         assert ("product_wgmma" if machine.capability == 90 and groups == 1 else "conv_mma") in machine.ran
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
+@pytest.mark.parametrize("xs, ws, stride, dilation, groups", CONVS, ids=str)
+def test_convolution_that_adds_an_image(machine, xs, ws, stride, dilation, groups, dtype, rng):
+    """The image's bytes have a scale and zero point of their own; rows of 12 and 144 bytes are read narrow and wide."""
+    from graftwork.nn.ops.common import window_output
+
+    padding = ((1, 2), (2, 0))
+    shape = (xs[0], *window_output("conv2d", xs[1:3], ws[:2], stride, padding, dilation), ws[3])
+    other = rng.integers(0, 256, shape).astype(np.uint8)
+    both("quantized_conv2d_add", (*operands(rng, "uint8", xs, ws), other), shape, dtype, x_zero_point=100, stride=stride,
+         padding=padding, dilation=dilation, groups=groups, other_scale=0.07, other_zero_point=5)  # fmt: skip
+    fast = machine.capability == 90 and groups == 1
+    assert machine.ran[-1] == ("quantized_direct" if groups == 12 else "product_wgmma" if fast else "conv_mma")
+
+
+def test_split_convolution_that_adds_an_image(machine, rng):
+    machine.processors = 132
+    x, w, scale, bias = operands(rng, "uint8", (1, 4, 4, 512), (3, 3, 512, 16))
+    other = rng.integers(0, 256, (1, 2, 2, 16)).astype(np.uint8)
+    both("quantized_conv2d_add", (x, w, scale, bias, other), other.shape, "uint8", x_zero_point=3, stride=(1, 1), dilation=(1, 1),
+         padding=((0, 0), (0, 0)), groups=1, other_scale=0.4, other_zero_point=200)  # fmt: skip
+    assert machine.ran[-1] == "split_k"
+
+
 def test_int32_sums_keep_all_digits(machine):
     """A sum of 2^24 + 1, which float32 has no number for: the bias takes it back to 1."""
     k = 1041

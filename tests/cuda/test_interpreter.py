@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from emulator import tensor_map
 from interpreter import Program, PtxError, interpret
-from tensor_cores import ConvCase, Gemm
+from tensor_cores import ConvCase, Gemm, aligned
 
 from graftwork.kernels.cuda import loader, mma, nvrtc, wgmma
 from graftwork.kernels.cuda.arguments import BYTES, Requantise
@@ -78,6 +78,23 @@ def test_requantisation(splits):
     case.expected = np.clip(np.rint(real) + 100, 20, 255).astype(np.float64)
     finish = mma.Finish(bias, scale=scale, requantise=Requantise(0.3, 100, 20, 255))
     execute(case.launches(mma.gemm, arch=80, multiprocessors=1, tile=SMALL, splits=splits, finish=finish), "80")
+    case.check()
+
+
+@pytest.mark.parametrize("tier", ["mma", "split", "wgmma"])
+def test_a_residual_of_bytes_is_added_after_a_rounding(tier):
+    """Two products and a sum, each rounded: a contraction to a fused multiply-add would show in the digits of float32."""
+    case, rng = Gemm("int8", 40, 48, 160, out_dtype="float32"), np.random.default_rng(6)
+    bias, scale = rng.integers(-500, 500, 48).astype(np.int32), (rng.uniform(0.5, 2, 48) / 64).astype(np.float32)
+    added = aligned(rng.integers(0, 256, case.out.shape).astype(np.uint8))
+    real = (case.expected + bias).astype(np.float32) * (scale * np.float32(0.3))
+    case.expected = (real + (added - np.float32(9)) * np.float32(0.7)).astype(np.float64)
+    finish = mma.Finish(bias, added, scale, requantise=Requantise(0.3, 0, -np.inf, np.inf, 0.7, 9))
+    if tier == "wgmma":
+        execute(case.launches(wgmma.gemm, multiprocessors=2, finish=finish), "90a")
+    else:
+        more = {"tile": SMALL, "splits": 2 if tier == "split" else 1}
+        execute(case.launches(mma.gemm, arch=80, multiprocessors=1, finish=finish, **more), "80")
     case.check()
 
 

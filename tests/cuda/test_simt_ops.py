@@ -16,8 +16,6 @@ TOLERANCE = {"float32": 2e-5, "float64": 1e-12, "float16": 4e-3}
 
 
 WITHOUT = {"in_range"}  # which stands in captured graphs only
-WITHOUT |= {"quantize", "dequantize", "quantized_add", "byte_table", "quantized_max_pool2d", "quantized_avg_pool2d",
-            "quantized_conv2d_add"}  # quantised networks run on the CPU only
 
 
 def cases():

@@ -16,9 +16,7 @@ KERNELS = {
     for op in ops.split()
 }
 
-# The first stands in captured graphs only; quantised networks run on the CPU only.
-for _op in ("in_range", *FAMILIES["byte_images"].split(), "quantized_conv2d_add"):
-    del KERNELS[_op]
+del KERNELS["in_range"]  # which stands in captured graphs only
 
 for _op in ("matmul", "linear", "conv2d", "conv2d_input_grad", "conv2d_weight_grad"):
     KERNELS[_op]["tf32"] = f"tf32:{_op}"

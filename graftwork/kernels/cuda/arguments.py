@@ -66,9 +66,10 @@ class RowMap(ctypes.Structure):
 
 
 class Requantise(ctypes.Structure):
-    """What int8 products are finished with: a factor for each column's scale, the output's zero point and clamp."""
+    """What int8 products are finished with: a factor for each column's scale, the output's zero point and clamp; factor and
+    zero point of a uint8 residual."""
 
-    _fields_ = [("factor", _F), ("zero", _F), ("low", _F), ("high", _F)]
+    _fields_ = [(name, _F) for name in ("factor", "zero", "low", "high", "residual_factor", "residual_zero")]
 
 
 def plain_scale() -> Requantise:

@@ -42,7 +42,7 @@ conv_mma(const TYPE* image, const TYPE* other_operand, OUTPUT_POINTERS, const __
   i64 offset = blockIdx.z * p.group_out;
   if (output.epilogue.bias) output.epilogue.bias = static_cast<const BIAS_TYPE*>(output.epilogue.bias) + offset;
   if (output.epilogue.scale) output.epilogue.scale += offset;
-  if (output.epilogue.residual) output.epilogue.residual = static_cast<const OUT_TYPE*>(output.epilogue.residual) + offset;
+  if (output.epilogue.residual) output.epilogue.residual = static_cast<const Residual<OUT_TYPE, ConvTile::Accumulator>*>(output.epilogue.residual) + offset;
   i64 partial_offset = (i64(blockIdx.y) * gridDim.z + blockIdx.z) * p.m * p.n;
   store_tile<ConvTile, OUT_TYPE, BIAS_TYPE>(shared, output, static_cast<OUT_TYPE*>(out) + offset, partial_offset, tile_m * TILE_M, tile_n * TILE_N, p.m, p.n, acc);
 }

@@ -19,7 +19,12 @@ BLOCK = 256
 MOST_DIMENSIONS, MOST_PARAMETERS = 8, 16
 _TRUTHS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_not", "logical_and",
                      "logical_or"})  # fmt: skip
-_PARAMETERS = {"leaky_relu": ("alpha",), "leaky_relu_grad": ("alpha",), "elu": ("alpha",)}
+_PARAMETERS = {
+    "leaky_relu": ("alpha",), "leaky_relu_grad": ("alpha",), "elu": ("alpha",), "dequantize": ("factor", "zero"),
+    "quantize": ("factor", "zero", "low", "high"),
+    "quantized_add": ("x_factor", "x_zero", "y_factor", "y_zero", "zero", "low", "high"),
+}  # fmt: skip
+_RESULTS = {"quantize": "uint8", "quantized_add": "uint8", "dequantize": "float32"}  # where it is not an operand's dtype
 
 Program = Sequence[tuple[str, Sequence[int], Sequence[tuple[str, Any]]]]
 
@@ -34,7 +39,7 @@ def statements(program: Program, dtypes: Sequence[np.dtype]) -> tuple[str, list[
     parameters: list[float] = []
     for i, (op, operands, attributes) in enumerate(program):
         given = [kinds[o] for o in operands]
-        kind = np.dtype(bool) if op in _TRUTHS else given[-1]
+        kind = np.dtype(bool) if op in _TRUTHS else np.dtype(_RESULTS.get(op, given[-1]))
         attrs = dict(attributes)
         if op == "cast":
             kind = np.dtype(attrs["dtype"])

@@ -1,7 +1,7 @@
 // What happens to an accumulator between the main loop and memory: scale, bias, residual, activation, conversion, and the place in
 // the output. Shared by matrix products and convolutions.
 #pragma once
-#include "types.cuh"
+#include "bytes.cuh"
 
 // Codes of the fused activations, as in kernels/cpu/_epilogue.py.
 enum Activation { kNone, kRelu, kRelu6, kSilu, kHardSwish, kSigmoid, kHardSigmoid, kTanh, kGelu };
@@ -53,12 +53,13 @@ DEVICE i64 row_offset(const RowMap& map, u32 m) {
 
 // What an int8 product's accumulator becomes, behind bias and scale: see kernels/reference/quantized.py.
 struct Requantise {
-  float factor, zero, low, high;  // multiplies each column's scale; zero point and clamp of the output
+  float factor, zero, low, high;         // multiplies each column's scale; zero point and clamp of the output
+  float residual_factor, residual_zero;  // the residual's bytes stand for factor * (byte - zero) of the output's steps
 };
 
 struct Epilogue {
   const void* bias;      // one for each column, of the output's type (int32 for int8 products), or null
-  const void* residual;  // laid out as the output and of its type, added before the activation, or null
+  const void* residual;  // laid out as the output, of type Residual, added before the activation and the rounding, or null
   const float* scale;    // one for each column, multiplies accumulator plus bias, or null: requantisation
   i32 wide;              // 1: rows of the output (and residual) begin on 16 bytes and their length is a multiple of it
   Requantise requantise; // int8 products only
@@ -70,6 +71,25 @@ struct OutputForm {
   i32 wide;  // as in Epilogue
   Requantise requantise;
 };
+
+// What a residual is stored as: uint8 beside the sums of int8 products, otherwise the output's own type.
+template <class Out, class Accumulator>
+struct ResidualOf {
+  using type = Out;
+};
+template <class Out>
+struct ResidualOf<Out, i32> {
+  using type = u8;
+};
+template <class Out, class Accumulator>
+using Residual = typename ResidualOf<Out, Accumulator>::type;
+
+// What is added to an accumulator.
+template <class T>
+DEVICE float residual_value(T x, const Requantise&) {
+  return to_float(x);
+}
+DEVICE float residual_value(u8 x, const Requantise& r) { return real_value(x, r.residual_factor, r.residual_zero); }
 
 // Whether values of a type are rounded to whole numbers.
 template <class T>
@@ -95,7 +115,7 @@ template <class Out, class Bias>
 DEVICE float finish(i32 accumulator, float residual, int column, const Epilogue& e) {
   if (e.bias) accumulator += static_cast<const i32*>(e.bias)[column];  // exact
   float value = to_float(accumulator);
-  if (e.scale) value *= e.scale[column] * e.requantise.factor;
+  if (e.scale) value = __fmul_rn(value, e.scale[column] * e.requantise.factor);  // rounded before the residual is added
   value = activate<ACTIVATION>(value + residual);
   if constexpr (Whole<Out>::value) value = rintf(value) + e.requantise.zero;  // to even, and only then the zero point
   return fminf(fmaxf(value, e.requantise.low), e.requantise.high);
@@ -114,22 +134,24 @@ DEVICE i32 finished<i32, i32, i32>(i32 accumulator, float residual, int column, 
 // Finishes COUNT neighbouring columns of a row and stores them; `offset` is that of the first one. COUNT elements are 16 bytes.
 template <class Out, class Bias, int COUNT, class Accumulator>
 DEVICE void store_columns(Out* out, i64 offset, int column, int columns, const Accumulator (&value)[COUNT], const Epilogue& e) {
-  const Out* residual = static_cast<const Out*>(e.residual);
+  using Added = Residual<Out, Accumulator>;
+  const Added* residual = static_cast<const Added*>(e.residual);
   if (e.wide && column + COUNT <= columns) {
+    Vector<Added, COUNT> added{};
+    if (residual) added = load<COUNT>(residual + offset);
     union Pack {
       Vec16 vector;
       Out element[COUNT];
       DEVICE Pack() {}
-    } added, pack;
-    if (residual) added.vector = *reinterpret_cast<const Vec16*>(residual + offset);
+    } pack;
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      pack.element[i] = finished<Out, Bias>(value[i], residual ? to_float(added.element[i]) : 0.f, column + i, e);
+      pack.element[i] = finished<Out, Bias>(value[i], residual ? residual_value(added.at[i], e.requantise) : 0.f, column + i, e);
     *reinterpret_cast<Vec16*>(out + offset) = pack.vector;
     return;
   }
 #pragma unroll
   for (int i = 0; i < COUNT; i++)
     if (column + i < columns)
-      out[offset + i] = finished<Out, Bias>(value[i], residual ? to_float(residual[offset + i]) : 0.f, column + i, e);
+      out[offset + i] = finished<Out, Bias>(value[i], residual ? residual_value(residual[offset + i], e.requantise) : 0.f, column + i, e);
 }

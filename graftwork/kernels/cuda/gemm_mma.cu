@@ -27,7 +27,7 @@ gemm_mma(const TYPE* a_matrix, const TYPE* b_matrix, OUTPUT_POINTERS, const __gr
   main_loop<GemmTile>(shared, a, b, first, last, acc);
   Output output = OUTPUT_FROM(p.form);
   i64 offset = blockIdx.z * p.batch_out;
-  if (output.epilogue.residual) output.epilogue.residual = static_cast<const OUT_TYPE*>(output.epilogue.residual) + offset;
+  if (output.epilogue.residual) output.epilogue.residual = static_cast<const Residual<OUT_TYPE, GemmTile::Accumulator>*>(output.epilogue.residual) + offset;
   i64 partial_offset = (i64(blockIdx.y) * gridDim.z + blockIdx.z) * p.m * p.n;
   store_tile<GemmTile, OUT_TYPE, BIAS_TYPE>(shared, output, static_cast<OUT_TYPE*>(out) + offset, partial_offset, tile_m * TILE_M, tile_n * TILE_N, p.m, p.n, acc);
 }

@@ -8,11 +8,12 @@ second call of the same form only fills in pointers. A Machine runs steps: `Gpu`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -83,7 +84,8 @@ class Pointers(NamedTuple):
 
 class Step(NamedTuple):
     """One launch. Arguments are Views (passed as pointers), None (a null pointer), Pointers, NumPy scalars,
-    structures (np.void, bytes) and TensorMaps of Views. cluster: blocks of a cluster, which the kernel itself declares."""
+    structures (np.void, bytes) and TensorMaps of Views. cluster: blocks of a cluster, which the kernel itself declares.
+    made_of: slots that alone decide what the step writes, where the description says so (`Builder.made_of`)."""
 
     source: Source
     kernel: str
@@ -92,14 +94,20 @@ class Step(NamedTuple):
     shared: int
     arguments: tuple[Any, ...]
     cluster: int = 1
+    made_of: tuple[int, ...] | None = None
 
 
 class Scratch(NamedTuple):
-    """An array that a description needs for itself: it holds garbage at first."""
+    """An array that a description needs for itself: it holds garbage at first. made_of: as in Step."""
 
     slot: int
     shape: tuple[int, ...]
     dtype: np.dtype
+    made_of: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Description(NamedTuple):
@@ -122,6 +130,18 @@ class Builder:
         self.steps: list[Step] = []
         self.scratch: list[Scratch] = []
         self._slots = itertools.count(slots)
+        self._made_of: tuple[int, ...] | None = None
+
+    @contextlib.contextmanager
+    def made_of(self, *views: View | None) -> Iterator[None]:
+        """Steps and scratch arrays added inside depend on nothing but these views, which are inputs or were made of such.
+
+        Where those inputs stay as they are (weights, in a compiled graph) such steps run once, not at every replay."""
+        before, self._made_of = self._made_of, tuple(v.slot for v in views if v is not None)
+        try:
+            yield
+        finally:
+            self._made_of = before
 
     def launch(self, file: str, kernel: str, defines: dict[str, Any], grid, block, *arguments: Any, shared: int = 0,
                cluster: int = 1) -> None:  # fmt: skip
@@ -131,12 +151,22 @@ class Builder:
             return
         if any(g > most for g, most in zip(grid, _GRID, strict=True)) or math.prod(block) > 1024:
             raise KernelError(f"{kernel}: grid {grid} and block {block} exceed what a GPU takes ({_GRID}, 1024 threads)")
+        if self._made_of is not None:
+            self._check_made_of(kernel, arguments)
         source = Source(file, tuple((k, str(v)) for k, v in defines.items()))
-        self.steps.append(Step(source, kernel, grid, block, shared, arguments, cluster))
+        self.steps.append(Step(source, kernel, grid, block, shared, arguments, cluster, self._made_of))
+
+    def _check_made_of(self, kernel: str, arguments: Sequence[Any]) -> None:
+        known = {*(self._made_of or ()), *(s.slot for s in self.scratch if s.made_of is not None)}
+        if foreign := sorted({a.slot for a in arguments if isinstance(a, View)} - known):
+            raise KernelError(
+                f"{kernel} is said to depend on arrays {sorted(self._made_of or ())} alone, but it is given {foreign} as well; "
+                "launch it outside of made_of, or name all views that it reads"
+            )
 
     def empty(self, shape: Sequence[int], dtype) -> View:
         """A scratch array, row-major and aligned."""
-        made = Scratch(next(self._slots), tuple(shape), np.dtype(dtype))
+        made = Scratch(next(self._slots), tuple(shape), np.dtype(dtype), self._made_of)
         self.scratch.append(made)
         return View(made.slot, made.shape, dense_strides(made.shape), made.dtype, VECTOR)
 
@@ -393,28 +423,48 @@ def view_of(slot: int, array) -> View:
 class Bound:
     """A kernel call on arrays that keep their places, for replaying: described once, launched any number of times.
 
-    `workspace` bytes of scratch memory are the caller's to give (`place`), so that a launch allocates nothing and may be
+    steady: positions of the inputs whose values stay as well. What a description makes of those alone (`Builder.made_of`) is
+    prepared once, into `prepared` bytes that nothing else may write to. The `workspace` bytes of all other scratch arrays
+    may serve other calls in between. Both are the caller's to give (`place`), so that a launch allocates nothing and may be
     recorded into a CUDA graph.
     """
 
-    def __init__(self, description: Description, arrays: Sequence[Any], machine: Machine):
+    def __init__(self, description: Description, arrays: Sequence[Any], machine: Machine, steady: Collection[int] = ()):
         self._description, self._machine = description, machine
         self._kept = arrays  # their addresses are in use
         self._offsets: dict[int, int] = {}
-        self.workspace = 0
+        self._steady = set(steady)
+        self.workspace = self.prepared = 0
         for s in description.scratch:
-            self._offsets[s.slot] = self.workspace
-            self.workspace += ceil_div(math.prod(s.shape) * s.dtype.itemsize, WORKSPACE) * WORKSPACE
+            size = ceil_div(s.nbytes, WORKSPACE) * WORKSPACE
+            if self._is_steady(s):
+                self._steady.add(s.slot)
+                self._offsets[s.slot], self.prepared = self.prepared, self.prepared + size
+            else:
+                self._offsets[s.slot], self.workspace = self.workspace, self.workspace + size
+        self._preparations: list[Callable[[], None]] = []
         self._launches: list[Callable[[], None]] = []
 
-    def place(self, address: int) -> None:
-        """Bind all steps, with the scratch arrays at an address that is a multiple of WORKSPACE. Compiles what is new."""
+    def _is_steady(self, made: Scratch | Step) -> bool:
+        return made.made_of is not None and self._steady.issuperset(made.made_of)
+
+    def place(self, workspace: int, prepared: int) -> None:
+        """Bind all steps, with the scratch arrays at two addresses that are multiples of WORKSPACE. Compiles what is new."""
         pointers = {i: address_of(a) for i, a in enumerate(self._kept)}
-        pointers.update({slot: address + offset for slot, offset in self._offsets.items()})
-        self._launches = [self._machine.bind(step, pointers) for step in self._description.steps]
+        for slot, offset in self._offsets.items():
+            pointers[slot] = offset + (prepared if slot in self._steady else workspace)
+        self._preparations, self._launches = [], []
+        for step in self._description.steps:
+            bound = self._preparations if self._is_steady(step) else self._launches
+            bound.append(self._machine.bind(step, pointers))
+
+    def prepare(self) -> None:
+        """Make what depends on steady inputs alone; again when those have been written."""
+        for launch in self._preparations:
+            launch()
 
     def launch(self) -> None:
-        """Launch all steps in order on the current stream."""
+        """Launch all other steps in order on the current stream."""
         for launch in self._launches:
             launch()
 
@@ -443,7 +493,7 @@ def kernel(describe: Callable) -> Callable:
         run(*described(arrays, out, attrs))
 
     fn.describe = describe  # type: ignore[attr-defined]
-    fn.bind = lambda *arrays, out=None, **attrs: Bound(*described(arrays, out, attrs))  # type: ignore[attr-defined]
+    fn.bind = lambda *arrays, out=None, steady=(), **attrs: Bound(*described(arrays, out, attrs), steady)  # type: ignore[attr-defined]
     return fn
 
 

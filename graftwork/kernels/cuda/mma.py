@@ -68,7 +68,7 @@ def choose_splits(tiles: int, blocks: int, multiprocessors: int) -> int:
 
 class Finish(NamedTuple):
     """What an epilogue adds. bias: (n,) of the output's type (int32 for int8 products); scale: (n,) float32, and
-    requantise: int8 products only; residual: laid out as the output."""
+    requantise: int8 products only; residual: laid out as the output and of its type (uint8 for int8 products)."""
 
     bias: Any = None
     residual: Any = None

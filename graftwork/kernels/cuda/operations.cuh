@@ -1,7 +1,7 @@
 // The table of elementwise operations: one function an op, over the types that are computed in (float, double, integers, bool).
 // `chain.cu` composes them. Parameters that are attributes of an op come as double.
 #pragma once
-#include "scalar.cuh"
+#include "bytes.cuh"
 
 // The two precisions under one name.
 #define BOTH_PRECISIONS(name, single, full)         \
@@ -120,6 +120,15 @@ inline A power(A x, A y) {  // integers, y >= 0: by squaring
   for (; y > 0; y /= 2, x *= x)
     if (y % 2 == 1) result *= x;
   return result;
+}
+
+inline u8 quantize(float x, double factor, double zero, double low, double high) {
+  return stored_byte(x * float(factor), float(zero), float(low), float(high));
+}
+inline float dequantize(u8 x, double factor, double zero) { return real_value(x, float(factor), float(zero)); }
+inline u8 quantized_add(u8 x, u8 y, double x_factor, double x_zero, double y_factor, double y_zero, double zero, double low, double high) {
+  float sum = real_value(x, float(x_factor), float(x_zero)) + real_value(y, float(y_factor), float(y_zero));
+  return stored_byte(sum, float(zero), float(low), float(high));
 }
 
 template <class A>

@@ -1,53 +1,13 @@
 // Pooling over windows of (N, H, W, C) images. ELEMENT: element type; LANES: channels by one access. A thread computes LANES
 // channels of one pixel of the result. Gradients gather: every pixel of the input asks the windows that cover it, in a fixed
 // order, so that the result does not depend on the order that blocks run in.
-#include "scalar.cuh"
+#include "windows.cuh"
 
 using T = ELEMENT;
 using A = Wide<T>;
 using Lanes = Vector<T, LANES>;
 
-struct Form {
-  u32 height, width, channels;   // of the images that windows slide over
-  u32 out_height, out_width;
-  i32 window_y, window_x, stride_y, stride_x, top, left, bottom, right;
-  u64 count;                     // elements of the result
-  i32 count_padding;
-};
-
-struct Place {
-  u32 channel, x, y;
-  u64 image;
-};
-DEVICE Place place_of(u64 index, const Form& form, u32 height, u32 width) {
-  Place p;
-  p.channel = u32(index % form.channels);
-  index /= form.channels;
-  p.x = u32(index % width);
-  index /= width;
-  p.y = u32(index % height);
-  p.image = index / height;
-  return p;
-}
-DEVICE u64 input_at(const Form& form, u64 image, i32 y, i32 x, u32 channel) {
-  return ((image * form.height + y) * form.width + x) * form.channels + channel;
-}
-DEVICE u64 output_at(const Form& form, u64 image, i32 y, i32 x, u32 channel) {
-  return ((image * form.out_height + y) * form.out_width + x) * form.channels + channel;
-}
-
-// The part of a window inside the image, and the windows that cover a pixel.
-struct Range {
-  i32 first, last;
-};
-DEVICE Range inside(i32 start, i32 window, u32 size) { return {max(start, 0), min(start + window, i32(size))}; }
-DEVICE Range covering(i32 at, i32 before, i32 window, i32 stride, u32 outputs) {
-  i32 reach = at + before - window + 1;
-  i32 first = reach <= 0 ? 0 : (reach + stride - 1) / stride;
-  return {first, min((at + before) / stride + 1, i32(outputs))};
-}
-
-extern "C" __global__ void __launch_bounds__(256) max_pool(T* out, const T* x, const Form form) {
+extern "C" __global__ void __launch_bounds__(256) max_pool(T* out, const T* x, const Windows form) {
   u64 index = global_thread() * LANES;
   if (index >= form.count) return;
   Place p = place_of(index, form, form.out_height, form.out_width);
@@ -71,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool(T* out, const T* x, c
 DEVICE bool same(A x, A y) { return x == y || (is_nan(x) && is_nan(y)); }
 
 // dx: g of every window whose first maximum, in row-major order, is this pixel.
-extern "C" __global__ void __launch_bounds__(256) max_pool_grad(T* dx, const T* g, const T* x, const T* y, const Form form) {
+extern "C" __global__ void __launch_bounds__(256) max_pool_grad(T* dx, const T* g, const T* x, const T* y, const Windows form) {
   u64 index = global_thread();
   if (index >= form.count) return;
   Place p = place_of(index, form, form.height, form.width);
@@ -96,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool_grad(T* dx, const T* 
 }
 
 // out: gg at the first maximum of every window.
-extern "C" __global__ void __launch_bounds__(256) max_pool_take(T* out, const T* gg, const T* x, const T* y, const Form form) {
+extern "C" __global__ void __launch_bounds__(256) max_pool_take(T* out, const T* gg, const T* x, const T* y, const Windows form) {
   u64 index = global_thread();
   if (index >= form.count) return;
   Place p = place_of(index, form, form.out_height, form.out_width);
@@ -113,18 +73,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool_take(T* out, const T*
   out[index] = narrow<T>(result);
 }
 
-// How many places the mean of a window divides by, along one dimension.
-DEVICE i32 places(i32 start, i32 window, u32 size, i32 before, i32 after, i32 count_padding) {
-  Range real = inside(start, window, size);
-  if (!count_padding) return real.last - real.first;
-  return min(start + window, i32(size) + after) - max(start, -before);
-}
-DEVICE A divisor(const Form& form, i32 oy, i32 ox) {
-  return A(places(oy * form.stride_y - form.top, form.window_y, form.height, form.top, form.bottom, form.count_padding)) *
-         A(places(ox * form.stride_x - form.left, form.window_x, form.width, form.left, form.right, form.count_padding));
-}
-
-extern "C" __global__ void __launch_bounds__(256) avg_pool(T* out, const T* x, const Form form) {
+extern "C" __global__ void __launch_bounds__(256) avg_pool(T* out, const T* x, const Windows form) {
   u64 index = global_thread() * LANES;
   if (index >= form.count) return;
   Place p = place_of(index, form, form.out_height, form.out_width);
@@ -137,14 +86,14 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool(T* out, const T* x, c
 #pragma unroll
       for (int i = 0; i < LANES; i++) sum[i] += widen(found.at[i]);
     }
-  A count = divisor(form, i32(p.y), i32(p.x));
+  A count = A(counted(form, i32(p.y), i32(p.x)));
   Lanes result;
 #pragma unroll
   for (int i = 0; i < LANES; i++) result.at[i] = narrow<T>(sum[i] / count);
   store<LANES>(out + index, result);
 }
 
-extern "C" __global__ void __launch_bounds__(256) avg_pool_grad(T* dx, const T* g, const Form form) {
+extern "C" __global__ void __launch_bounds__(256) avg_pool_grad(T* dx, const T* g, const Windows form) {
   u64 index = global_thread() * LANES;
   if (index >= form.count) return;
   Place p = place_of(index, form, form.height, form.width);
@@ -153,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool_grad(T* dx, const T* 
   A sum[LANES] = {};
   for (i32 oy = rows.first; oy < rows.last; oy++)
     for (i32 ox = columns.first; ox < columns.last; ox++) {
-      A count = divisor(form, oy, ox);
+      A count = A(counted(form, oy, ox));
       Lanes found = load<LANES>(g + output_at(form, p.image, oy, ox, p.channel));
 #pragma unroll
       for (int i = 0; i < LANES; i++) sum[i] += widen(found.at[i]) / count;

@@ -1,7 +1,6 @@
 // What products of 8-bit integers need beside the int8 tensor-core kernels (mma.cuh, wgmma.cu). kernels/reference/quantized.py
 // defines every rounding. Macros: ELEMENT (i8 or u8, of the input), OUT_TYPE (i8, u8, float), LANES.
 #include "epilogue.cuh"
-#include "scalar.cuh"
 
 struct Image {
   i32 height, width, channels, out_height, out_width, top, left;
@@ -57,7 +56,7 @@ struct Window {
 // Convolution with few channels a group (depthwise ones above all), directly: a thread a value, neighbouring threads in
 // neighbouring output channels.
 extern "C" __global__ void __launch_bounds__(256) quantized_direct(OUT_TYPE* out, const ELEMENT* x, const i8* w, const i32* bias,
-                                                                  const float* scale, const Window p) {
+                                                                  const float* scale, const u8* other, const Window p) {
   u64 index = global_thread();
   if (index >= p.count) return;
   i32 output = i32(index % p.outputs);
@@ -78,6 +77,6 @@ extern "C" __global__ void __launch_bounds__(256) quantized_direct(OUT_TYPE* out
       for (i32 c = 0; c < p.group_inputs; c++) sum += (i32(values[c]) - p.zero) * i32(weights[i64(c) * p.outputs]);
     }
   }
-  Epilogue e{bias, nullptr, scale, 0, p.requantise};
-  out[index] = finished<OUT_TYPE, i32>(sum, 0.f, output, e);
+  Epilogue e{bias, other, scale, 0, p.requantise};
+  out[index] = finished<OUT_TYPE, i32>(sum, other ? residual_value(other[index], p.requantise) : 0.f, output, e);
 }

@@ -20,11 +20,12 @@ FEW = 4  # channels of a group up to which a product of tiles would be mostly em
 
 
 class _Scales:
-    """The attributes that both ops share."""
+    """The attributes that all these ops share, and those of an image that is added."""
 
-    def __init__(self, x_scale, x_zero_point, out_scale, out_zero_point, low, high, dtype):
+    def __init__(self, x_scale, x_zero_point, out_scale, out_zero_point, low, high, dtype, other_scale=0.0, other_zero_point=0):
         found = requantisation(x_scale, out_scale, out_zero_point, low, high, dtype)
-        self.requantise = Requantise(found.factor, found.zero, found.low, found.high)
+        factor = other_scale if out_scale is None else other_scale / out_scale
+        self.requantise = Requantise(found.factor, found.zero, found.low, found.high, factor, other_zero_point)
         self.zero = x_zero_point
 
 
@@ -55,10 +56,20 @@ def _bias(b: Builder, w: View, bias: View | None, zero: int) -> View | None:
     if zero == 0:
         return bias
     columns = w.shape[-1]
-    made = b.empty((columns,), "int32")
     form = structure([("rows", "i4", w.size // columns if columns else 0), ("columns", "i4", columns), ("zero", "i4", zero)])
-    b.launch("quantized.cu", "zero_point_bias", _defines(w, "i8"), ceil_div(columns, 32), (32, 8), made, w, bias, form)
+    with b.made_of(w, bias):
+        made = b.empty((columns,), "int32")
+        b.launch("quantized.cu", "zero_point_bias", _defines(w, "i8"), ceil_div(columns, 32), (32, 8), made, w, bias, form)
     return made
+
+
+def _dense_weights(b: Builder, *views: View | None) -> list[Any]:
+    """Weights, scales and biases without gaps; None stays."""
+    found: list[Any] = []
+    for v in views:
+        with b.made_of(v):
+            found.append(None if v is None else b.dense(v))
+    return found
 
 
 def _stored_zero(x: View, zero: int) -> int:
@@ -69,15 +80,15 @@ def _stored_zero(x: View, zero: int) -> int:
 @kernel
 def quantized_matmul(b: Builder, x: View, w: View, scale: View, bias: View | None = None, *, out: View, **scales) -> None:
     given = _Scales(**scales)
-    x, w, scale = b.dense(x), b.dense(w), b.dense(scale)
-    bias = None if bias is None else b.dense(bias)
+    x, (w, scale, bias) = b.dense(x), _dense_weights(b, w, scale, bias)
     rows, (k, n) = math.prod(x.shape[:-1]), w.shape
     if rows * n == 0:
         return
     image = x._replace(shape=(1, rows, 1, k), strides=dense_strides((1, rows, 1, k)))
     bias = _bias(b, w, bias, _stored_zero(x, given.zero))
     left = _signed(b, image, given.zero)
-    right = b.dense(w._replace(shape=(n, k), strides=(1, n)))
+    with b.made_of(w):
+        right = b.dense(w._replace(shape=(n, k), strides=(1, n)))
     finish = Finish(bias, None, scale, None, given.requantise)
     tensor_cores.add_gemm_int8(b, left, right, out, (rows, n, k), finish)
 
@@ -85,13 +96,21 @@ def quantized_matmul(b: Builder, x: View, w: View, scale: View, bias: View | Non
 @kernel
 def quantized_conv2d(b: Builder, x: View, w: View, scale: View, bias: View | None = None, *, out: View, stride, padding,
                      dilation, groups: int, **scales) -> None:  # fmt: skip
-    given = _Scales(**scales)
-    x, w, scale = b.dense(x), b.dense(w), b.dense(scale)
-    bias = None if bias is None else b.dense(bias)
+    _conv2d(b, x, w, scale, bias, None, out, stride, padding, dilation, groups, _Scales(**scales))
+
+
+@kernel
+def quantized_conv2d_add(b: Builder, x: View, w: View, scale: View, bias: View, other: View, *, out: View, stride, padding,
+                         dilation, groups: int, **scales) -> None:  # fmt: skip
+    _conv2d(b, x, w, scale, bias, b.dense(other), out, stride, padding, dilation, groups, _Scales(**scales))
+
+
+def _conv2d(b: Builder, x, w, scale, bias, other, out, stride, padding, dilation, groups: int, given: _Scales) -> None:
+    x, (w, scale, bias) = b.dense(x), _dense_weights(b, w, scale, bias)
     if out.size == 0:
         return
     if w.shape[2] <= FEW and groups > 1:
-        _direct(b, x, w, scale, bias, out, stride, padding, dilation, groups, given)
+        _direct(b, x, w, scale, bias, other, out, stride, padding, dilation, groups, given)
         return
     zero = _stored_zero(x, given.zero)
     image = _signed(b, x, given.zero, padding)
@@ -99,10 +118,10 @@ def quantized_conv2d(b: Builder, x: View, w: View, scale: View, bias: View | Non
         padding = ((0, 0), (0, 0))
     bias = _bias(b, w, bias, zero)
     conv = shapes_of(image.shape, w.shape[:2], out.shape, stride, padding, dilation, groups)
-    tensor_cores.add_conv_int8(b, image, w, out, conv, Finish(bias, None, scale, None, given.requantise))
+    tensor_cores.add_conv_int8(b, image, w, out, conv, Finish(bias, other, scale, None, given.requantise))
 
 
-def _direct(b, x, w, scale, bias, out, stride, padding, dilation, groups: int, given: _Scales) -> None:
+def _direct(b, x, w, scale, bias, other, out, stride, padding, dilation, groups: int, given: _Scales) -> None:
     r = given.requantise
     form = structure([
         ("height", "i4", x.shape[1]), ("width", "i4", x.shape[2]), ("channels", "i4", x.shape[3]),
@@ -112,6 +131,7 @@ def _direct(b, x, w, scale, bias, out, stride, padding, dilation, groups: int, g
         ("top", "i4", padding[0][0]), ("left", "i4", padding[1][0]), ("dilation_y", "i4", dilation[0]),
         ("dilation_x", "i4", dilation[1]), ("zero", "i4", given.zero), ("count", "u8", out.size),
         ("factor", "f4", r.factor), ("out_zero", "f4", r.zero), ("low", "f4", r.low), ("high", "f4", r.high),
+        ("residual_factor", "f4", r.residual_factor), ("residual_zero", "f4", r.residual_zero),
     ])  # fmt: skip
     defines = _defines(x, c_type(out.dtype))
-    b.launch("quantized.cu", "quantized_direct", defines, ceil_div(out.size, BLOCK), BLOCK, out, x, w, bias, scale, form)
+    b.launch("quantized.cu", "quantized_direct", defines, ceil_div(out.size, BLOCK), BLOCK, out, x, w, bias, scale, other, form)

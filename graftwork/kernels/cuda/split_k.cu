@@ -24,7 +24,8 @@ split_k(const ACC_TYPE* partial, OUT_TYPE* out, const void* bias, const void* re
     ACC_TYPE sum = 0;
     for (int split = 0; split < p.splits; split++) sum += partial[split * all + blockIdx.z * size + i];
     i64 offset = shift + row_offset(p.form.rows, row) + column;
-    float added = e.residual ? to_float(static_cast<const OUT_TYPE*>(e.residual)[offset]) : 0.f;
+    float added = 0.f;
+    if (e.residual) added = residual_value(static_cast<const Residual<OUT_TYPE, ACC_TYPE>*>(e.residual)[offset], e.requantise);
     out[offset] = finished<OUT_TYPE, BIAS_TYPE>(sum, added, column, e);
   }
 }

@@ -111,7 +111,8 @@ def _turned(b: Builder, o: Any, rows: int, k: int) -> Any:
     """The operand with K contiguous."""
     if o.along_k:
         return o
-    turned = b.dense(o.view._replace(shape=(rows, k), strides=(1, o.pitch)))
+    with b.made_of(o.view):
+        turned = b.dense(o.view._replace(shape=(rows, k), strides=(1, o.pitch)))
     return o._replace(view=turned, along_k=True, pitch=k)
 
 
@@ -127,7 +128,8 @@ def add_conv(b: Builder, x: View, w: View, out: View, conv: mma.Conv, bias, resi
 
     def fast():
         packed = dtype == "float32"
-        weights = b.dense(_swapped(w)) if packed else w
+        with b.made_of(w):
+            weights = b.dense(_swapped(w)) if packed else w
         return wgmma.conv(x, weights, out, conv, packed=packed, splits=_conv_splits(b, conv, out), **common)
 
     _keeping_steps(
@@ -181,7 +183,8 @@ def add_conv_int8(b: Builder, x: View, w: View, out: View, conv: mma.Conv, finis
     """out = finish(convolution) with int32 sums; x: dense int8 NHWC, w: dense int8 HWIO."""
     common: dict[str, Any] = {"out_dtype": out.dtype.name, "finish": finish, "multiprocessors": b.processors,
                               "workspace": _workspace(b)}  # fmt: skip
-    packed = b.dense(_swapped(w))
+    with b.made_of(w):
+        packed = b.dense(_swapped(w))
     _first_that_can(
         b, lambda: wgmma.conv(x, packed, out, conv, dtype="int8", packed=True, splits=_conv_splits(b, conv, x), **common),
         lambda: mma.conv_int8(x, packed, out, conv, arch=b.capability, **_mma_conv_choice(b, conv, "int8"), **common),

@@ -196,13 +196,13 @@ struct Place {  // of a consumer's 64 rows in the output
 // Accumulators PANEL * kPanelColumns ... of the row: finished, converted, written to shared memory in the layout of the tensor map.
 template <int PANEL>
 DEVICE void fill_panel(u8* panel, const Accumulator (&d)[TILE_N / 2], const Place& place, int column0, const WgmmaArguments& p, const Epilogue& e) {
-  const OUT_TYPE* residual = static_cast<const OUT_TYPE*>(e.residual);
+  const auto* residual = static_cast<const Residual<OUT_TYPE, Accumulator>*>(e.residual);
   int thread = threadIdx.x % 128, lane = thread % 32, row = thread / 32 * 16 + lane / 4;
   auto value = [&](int j, int half, int i) {  // of column j * 8 + lane % 4 * 2 + i of the panel, row + 8 * half
     int column = column0 + j * 8 + lane % 4 * 2 + i, r = place.row + row + 8 * half;
     float added = 0.f;
     bool inside = column < p.columns && r < place.rows;
-    if (residual && inside) added = to_float(residual[place.offset + r * p.ld + column]);
+    if (residual && inside) added = residual_value(residual[place.offset + r * p.ld + column], e.requantise);
     Accumulator sum = d[PANEL * (kPanelColumns / 2) + j * 4 + half * 2 + i];
     return inside ? finished<OUT_TYPE, BIAS_TYPE>(sum, added, column, e) : from_float<OUT_TYPE>(0.f);
   };

@@ -44,12 +44,13 @@ def _add(b: Builder, x: View, w: View, strides, first: int, channels, out: View,
     n, height, width, _ = out.shape
     if out.size == 0:
         return
-    u = b.empty((PRODUCTS, inputs, outputs), "float32")
     form = structure([*zip(("tap_y", "tap_x", "input", "output"), ["i8"] * 4, strides, strict=True),
                       ("inputs", "i4", inputs), ("outputs", "i4", outputs)])  # fmt: skip
     defines = {"ACTIVATION": activation_code(activation)}
-    b.launch("winograd.cu", "winograd_filter", defines, ceil_div(inputs * outputs, BLOCK), BLOCK, u,
-             w._replace(offset=w.offset + first), form)  # fmt: skip
+    with b.made_of(w):
+        u = b.empty((PRODUCTS, inputs, outputs), "float32")
+        b.launch("winograd.cu", "winograd_filter", defines, ceil_div(inputs * outputs, BLOCK), BLOCK, u,
+                 w._replace(offset=w.offset + first), form)  # fmt: skip
     grid = (ceil_div(height, TILE), ceil_div(width, TILE))
     tiles = math.prod(grid)
     images = max(1, min(n, SCRATCH // (PRODUCTS * tiles * (inputs + outputs) * 4)))

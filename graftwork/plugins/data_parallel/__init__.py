@@ -79,10 +79,11 @@ def step_end(trainer) -> None:
 
 @hookimpl
 def epoch_end(trainer, record) -> None:
-    """Compare the ranks' models bit by bit, and average their metrics."""
+    """Compare the ranks' models bit by bit, average their metrics, and keep what compression owes for the checkpoint."""
     if trainer in _attached:
         _attached[trainer].verify()
         _attached[trainer].average(record)
+        _attached[trainer].keep(trainer)
 
 
 @hookimpl

@@ -8,7 +8,6 @@ not answer is dead or hangs, who answers from elsewhere runs something else: bot
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import socket
 import time
@@ -19,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import ConfigError, MissingDependency, RankError
+from .supervisor import FOLDER, Status
 
 GRACE = 2.0  # seconds for answers, once a wait has taken too long
 SPIN = 200  # polls before a wait gives its core away: other ranks may need it to arrive
-STATUS_BYTES = 512
 
 
 class Request(Protocol):
@@ -85,31 +84,6 @@ class Alone(Communicator):
     start_exchange = start_gather = start_sum
 
 
-class Status:
-    """Where this rank is, in a file that the launcher reads: it is there still when the process is not."""
-
-    def __init__(self, folder: str | None, rank: int):
-        self._map = None
-        if folder and Path(folder).is_dir():  # other machines do not have the launcher's
-            path = Path(folder) / f"rank-{rank}"
-            path.write_bytes(b" " * STATUS_BYTES)
-            with open(path, "r+b") as file:
-                self._map = mmap.mmap(file.fileno(), STATUS_BYTES)
-
-    def write(self, where: dict[str, Any]) -> None:
-        if self._map is not None:
-            text = json.dumps(where).encode()
-            self._map[:] = (text if len(text) <= STATUS_BYTES else b"{}").ljust(STATUS_BYTES)
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """What a rank wrote last; empty while it writes, and before."""
-    try:
-        return json.loads(path.read_bytes() or b"{}")
-    except (ValueError, OSError):  # the rank is writing at this moment
-        return {}
-
-
 class _MpiRequest:
     def __init__(self, request: Any):
         self.test = request.Test
@@ -126,7 +100,7 @@ class MpiCommunicator(Communicator):
         # Apart from the data, so that a rank that compares models meets nobody who sums gradients: both wait, and are named
         self._control, self._talk = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
         self.rank, self.size, self.timeout = self._world.Get_rank(), self._world.Get_size(), timeout
-        self._failed = Path(folder) / "failed" if (folder := os.environ.get("GRAFTWORK_RUN")) else None
+        self._failed = Path(folder) / "failed" if (folder := os.environ.get(FOLDER)) else None
         self._status = Status(folder, self.rank)
         self._sent: list[Any] = []
         self.where = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "step": 0, "tensor": ""}

@@ -2,7 +2,8 @@
 added to the next one's gradient. Every rank decodes the same numbers in the same order, so ranks stay bitwise equal.
 
 A codec takes what this rank contributes and fills the sum over all ranks; `start` returns a request whose `test` also carries
-it on from phase to phase. Codecs are for CPU arrays.
+it on from phase to phase. `residual` is what the next step adds: "rest", one value for each of the buffer's, and "sum", for
+this rank's part of it; both may be written. Codecs are for CPU arrays.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ class Exact:
 
     def start(self, send: np.ndarray, receive: np.ndarray) -> Request:
         return self.comm.start_sum(send, receive)
+
+    def residual(self) -> dict[str, np.ndarray]:
+        return {}
 
 
 class Rounded:
@@ -56,6 +60,9 @@ class Rounded:
         self.request = self.comm.start_gather(self.codes, self.all)
         return False
 
+    def residual(self) -> dict[str, np.ndarray]:
+        return {"rest": self.rest[: self.size], "sum": self.rest_of_sum}
+
 
 class TopK:
     """The share `ratio` of the values that is largest in magnitude, as positions and values (Aji and Heafield 2017)."""
@@ -81,6 +88,9 @@ class TopK:
         for row in self.all:
             self.receive[row[: self.count]] += row[self.count :].view(np.float32)
         return True
+
+    def residual(self) -> dict[str, np.ndarray]:
+        return {"rest": self.rest}
 
 
 def _to_half(x: np.ndarray) -> np.ndarray:

@@ -1,31 +1,32 @@
 """`graftwork launch`: starts the ranks of a run through mpiexec and watches over them.
 
-MPI's own reaction to a rank that dies is to kill all others, without a word about which and where. Here mpiexec is told not to;
-every rank keeps its place (step, tensor) in a file, and the launcher looks whether its process is there still. What it finds
-goes into a file that waiting ranks look for, so that all of them end with the name of the rank that failed.
+MPI's own reaction to a rank that dies is to kill all others, without a word about which and where. Here mpiexec starts a
+supervisor for each rank (`supervisor.py`), which tells the launcher where its rank is and how it ended (`monitor.py`). What
+the launcher finds goes back to all supervisors and on to the ranks: those that wait end with the name of the one that failed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from ...errors import ConfigError, MissingDependency
-from .communicator import read_status
-from .group import LAUNCHED
+from . import supervisor
+from .group import LAUNCHED, Settings
+from .monitor import Monitor
 
 LOOK = 0.2  # seconds between looks at the ranks
 LAST_WORDS = 10.0  # seconds that the others get to end, once a rank has failed
@@ -41,22 +42,60 @@ def find_mpiexec() -> str:
     return found
 
 
-class Run:
-    """One start of all ranks. `lost` are those that died or had to be ended, `errors` what the others said."""
+class Place(NamedTuple):
+    """Where a rank runs: a host of the hosts file, and what else its line says."""
 
-    def __init__(self, ranks: int, command: list[str], hosts: str | None, environment: dict[str, str]):
-        self.ranks, self.command, self.hosts, self.environment = ranks, command, hosts, environment
+    host: str
+    options: str = ""
+
+
+def read_hosts(path: str | Path, ranks: int) -> list[Place]:
+    """The place of each rank by a hosts file: a host a line, `host` or `host:ranks`, and options of mpiexec's. A host's ranks
+    are consecutive; more ranks than the file has room for go around once more. ConfigError for a file that is none."""
+    rooms: list[tuple[Place, int]] = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        words = line.partition("#")[0].split(maxsplit=1)
+        if not words:
+            continue
+        host, _, count = words[0].partition(":")
+        if not host or not (count or "1").isdecimal() or int(count or 1) < 1:
+            raise ConfigError(f"launch: line {number} of {path} is {line!r}; expected a host, or host:ranks")
+        rooms.append((Place(host, words[1] if len(words) > 1 else ""), int(count or 1)))
+    if not rooms:
+        raise ConfigError(f"launch: {path} names no host; expected one a line, as host or host:ranks")
+    around = itertools.cycle([i for i, (_, count) in enumerate(rooms) for _ in range(count)])
+    return [rooms[i][0] for i in sorted(itertools.islice(around, ranks))]
+
+
+def hosts_file(places: list[Place]) -> str:
+    """What mpiexec reads: each host with the number of its ranks, in their order."""
+    groups = ((place, len(list(same))) for place, same in itertools.groupby(places))
+    return "".join(f"{place.host}:{count} {place.options}".rstrip() + "\n" for place, count in groups)
+
+
+class Run:
+    """One start of all ranks. places: of each rank; None: `ranks` on this machine. `lost`: those that failed, and how; it does
+    not hold those that ended because others had."""
+
+    def __init__(self, ranks: int, command: list[str], places: list[Place] | None, environment: dict[str, str],
+                 patience: float):  # fmt: skip
+        self.ranks, self.command, self.places, self.environment = ranks, command, places, environment
+        self.patience = patience  # seconds that a start may take
         self.lost: dict[int, str] = {}
-        self.errors: dict[int, str] = {}
+        self.cut: set[int] = set()  # those of them whose host is gone
         self.failure = ""
 
     def run(self) -> int:
         """Start, watch, return the exit status."""
-        where = ["-f", self.hosts] if self.hosts else []
-        with tempfile.TemporaryDirectory(prefix="graftwork-run-") as folder:
-            self.folder = Path(folder)
-            arguments = [find_mpiexec(), "-disable-auto-cleanup", *where, "-n", str(self.ranks), *self.command]
-            self.process = subprocess.Popen(arguments, env=self.environment | {"GRAFTWORK_RUN": folder}, start_new_session=True)
+        hosts = [place.host for place in self.places] if self.places else [None] * self.ranks
+        with tempfile.TemporaryDirectory(prefix="graftwork-run-") as folder, Monitor(hosts) as self.monitor:
+            arguments = [find_mpiexec(), "-disable-auto-cleanup", "-n", str(self.ranks)]
+            if self.places:
+                Path(folder, "hosts").write_text(hosts_file(self.places))
+                arguments += ["-f", str(Path(folder, "hosts"))]
+            arguments += [sys.executable, "-I", supervisor.__file__, *self.command]
+            self.process = subprocess.Popen(arguments, env=self.environment | {supervisor.LAUNCHER: self.monitor.address},
+                                            start_new_session=True)  # fmt: skip
             before = signal.signal(signal.SIGTERM, _interrupt)
             try:
                 return self._watch()
@@ -71,59 +110,43 @@ class Run:
             self._look()
             if self.failure and deadline is None:
                 deadline = time.monotonic() + LAST_WORDS
-                self._tell()
-            if deadline is not None and (time.monotonic() > deadline or not self._running()):
+                click.echo(f"graftwork launch: {self.failure}", err=True)
+                self.monitor.failed = self.failure
+            if deadline is not None and (time.monotonic() > deadline or not self._awaited()):
                 break
         self._look()
-        if self.failure:
-            for status in self._running():
-                self.lost.setdefault(status["rank"], f"{_place(status)} did not end: it hangs")
+        if self.failure and not self.lost:  # all others gave up because of one that hangs
+            self.lost = {rank: f"{self.monitor.place(rank)} did not end: it hangs" for rank in self._awaited()}
+            for text in self.lost.values():
+                click.echo(f"graftwork launch: {text}", err=True)
         return 1 if self.failure else self.process.returncode or 0
 
-    def _statuses(self) -> list[dict[str, Any]]:
-        found = [read_status(self.folder / f"rank-{r}") for r in range(self.ranks)]
-        return [status for status in found if status]
-
-    def _running(self) -> list[dict[str, Any]]:
-        return [s for s in self._statuses() if "ended" not in s and (s["host"] != socket.gethostname() or _alive(s["pid"]))]
+    def _awaited(self) -> list[int]:
+        return [rank for rank in self.monitor.running() if rank not in self.lost]
 
     def _look(self) -> None:
-        """Find ranks whose process is gone without having ended, and those that ended with an error."""
-        dead: list[str] = []
-        for status in self._statuses():
-            rank = status["rank"]
-            if "ended" not in status and status["host"] == socket.gethostname() and not _alive(status["pid"]):
-                status = read_status(self.folder / f"rank-{rank}") or status  # it may have ended just now
-                if "ended" not in status and rank not in self.lost:
-                    self.lost[rank] = f"{_place(status)} died"
-                    dead.append(self.lost[rank])
-            if status.get("ended") in ("gave up", "failed") and rank not in self.errors:
-                self.errors[rank] = f"{_place(status)} stopped: {status.get('error', '')}"
-                self.failure = self.failure or self.errors[rank]
-                if status["ended"] == "failed":
-                    self.lost[rank] = self.errors[rank]
-        self.failure = self.failure or "; ".join(dead)  # all that went at once: MPI may have taken others along
-
-    def _tell(self) -> None:
-        """Say what failed, on the terminal and to the ranks that wait."""
-        click.echo(f"graftwork launch: {self.failure}", err=True)
-        temporary = self.folder / "failed.partial"
-        temporary.write_text(self.failure)
-        temporary.rename(self.folder / "failed")
+        """Find ranks that died, failed, or are out of reach, and those that gave up."""
+        stopped = self.monitor.stopped()
+        cut = self.monitor.silent() | self.monitor.missing(self.patience)
+        own = self.monitor.dead() | {rank: text for rank, (failed, text) in stopped.items() if failed} | cut
+        news = {rank: text for rank, text in own.items() if rank not in self.lost}
+        self.lost |= news
+        self.cut |= set(cut)
+        given_up = [text for rank, (failed, text) in stopped.items() if not failed]
+        self.failure = self.failure or "; ".join(news.values()) or "".join(given_up[:1])
 
     def _end(self) -> None:
-        """End mpiexec and the ranks of this machine that are left."""
-        left = self._running()
+        """End what is left: supervisors end their ranks when they hear of it, or when mpiexec ends them."""
+        self.monitor.end = True
+        if self.failure:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(3.0 if self.cut else 2 * LAST_WORDS)
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(2.0)
-            for status in left:
-                if status["host"] == socket.gethostname() and _alive(status["pid"]):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(status["pid"], number)
+                    self.process.wait(5.0)
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -131,24 +154,11 @@ def _interrupt(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process is there, and not only its exit status."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        pass
-    if os.path.isdir("/proc/self"):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _place(status: dict[str, Any]) -> str:
-    tensor = f", at {status['tensor']}" if status.get("tensor") else ""
-    return f"rank {status['rank']} (host {status['host']}, process {status['pid']}, step {status['step']}{tensor})"
+def _left(attempt: Run) -> list[int]:
+    """The ranks that a further start can have: without those that failed, and without all of a host that is gone."""
+    gone = {attempt.places[rank] for rank in attempt.cut} if attempt.places else set()
+    return [rank for rank in range(attempt.ranks)
+            if rank not in attempt.lost and not (attempt.places and attempt.places[rank] in gone)]  # fmt: skip
 
 
 def run(ranks: int, script: str, arguments: list[str], hosts: str | None = None, threads: int | None = None,
@@ -165,17 +175,19 @@ def run(ranks: int, script: str, arguments: list[str], hosts: str | None = None,
         LAUNCHED: json.dumps({k: v for k, v in settings.items() if v is not None}),
         "MPIR_CVAR_POLLS_BEFORE_YIELD": os.environ.get("MPIR_CVAR_POLLS_BEFORE_YIELD", "10"),  # more ranks than cores
     }
+    places = None if hosts is None else read_hosts(hosts, ranks)
     for restart in range(restarts + 1):
-        cores = threads or (max(1, len(os.sched_getaffinity(0)) // ranks) if hosts is None else 0)
-        attempt = Run(ranks, command, hosts, environment | {"GRAFTWORK_RANK_THREADS": str(cores),
-                                                           "GRAFTWORK_RESTART": str(restart)})  # fmt: skip
-        status = attempt.run()
-        left = ranks - len(attempt.lost) or ranks - 1  # where all went down together, one took the others along
-        if status == 0 or not elastic or not attempt.lost or left < 1 or restart == restarts:
+        cores = threads or (max(1, len(os.sched_getaffinity(0)) // ranks) if places is None else 0)
+        own = {"GRAFTWORK_RANK_THREADS": str(cores), "GRAFTWORK_RESTART": str(restart)}
+        attempt = Run(ranks, command, places, environment | own, settings.get("timeout") or Settings.timeout)
+        status, left = attempt.run(), _left(attempt)
+        if status == 0 or not elastic or not attempt.lost or not left or restart == restarts:
             return status
-        lost = "; ".join(attempt.lost.values())
-        click.echo(f"graftwork launch: starting again with {left} of {ranks} ranks; lost: {lost}", err=True)
-        ranks = left
+        places = places and [places[rank] for rank in left]
+        without = sorted({p.host for p in attempt.places or []} - {p.host for p in places or []})
+        fewer = f"{len(left)} of {ranks} ranks" + (f", without host {', '.join(without)}" if without else "")
+        click.echo(f"graftwork launch: starting again with {fewer}; lost: {'; '.join(attempt.lost.values())}", err=True)
+        ranks = len(left)
     return 1
 
 

@@ -25,6 +25,7 @@ from ...nn.autograd import Leaf, mode
 from ...nn.op import Op
 from .communicator import Communicator, Request, require_equal
 from .compress import Codec, codec
+from .residual import Residual, restore
 from .timeline import Timeline
 
 _reducers: weakref.WeakValueDictionary[int, Reducer] = weakref.WeakValueDictionary()
@@ -56,15 +57,16 @@ class Reducer:
     """Sums the gradients of `parameters` (by name), each rank's times `share`, in buckets of about `bucket_bytes`.
 
     share: a float tensor of shape (), read anew in every step. overlap=False starts all buckets after the backward pass.
-    check: raise RankError for a sum that is not finite, naming the rank that it came from.
+    check: raise RankError for a sum that is not finite, naming the rank that it came from. residual: what compression owes from
+    before (`residual.collect`).
     """
 
     def __init__(self, comm: Communicator, parameters: dict[str, Tensor], share: Tensor, bucket_bytes: int,
                  compression: str | float | None = None, overlap: bool = True, check: bool = True,
-                 timeline: Timeline | None = None):  # fmt: skip
+                 timeline: Timeline | None = None, residual: Residual | None = None):  # fmt: skip
         self.comm, self.parameters, self.share = comm, parameters, share
         self.bucket_bytes, self.compression, self.overlap, self.check = bucket_bytes, compression, overlap, check
-        self.timeline = timeline or Timeline()
+        self.timeline, self.residual = timeline or Timeline(), residual or {}
         self.buckets: list[Bucket] = []
         self.planned = False
         self.key = id(self)
@@ -115,6 +117,7 @@ class Reducer:
             raise ConfigError(f"compression={self.compression!r} is for models on the CPU; pass compression=None on a GPU")
         coder = codec(self.compression, self.comm, size, first.dtype)
         bucket = Bucket(number, send, receive, places, coder, dict(gradients))
+        restore(bucket, self.residual, self.comm)
         self.buckets.append(bucket)
         self._home.update(dict.fromkeys(places, bucket))
 

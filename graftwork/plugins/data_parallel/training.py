@@ -22,8 +22,10 @@ from .data import ShardedLoader
 from .group import Group, described, start
 from .norm import synchronise_batch_norm
 from .reducer import Reducer, measure_bucket_bytes
+from .residual import Residual, bucket_bytes, collect, hand_out
 from .timeline import write
 
+PLUGIN = "data_parallel"  # whose arrays in a checkpoint these are
 SEED_STRIDE = 0x9E3779B97F4A7C15  # odd, so that no two ranks draw from one stream
 
 
@@ -37,11 +39,12 @@ class DataParallel:
                 optimizer.zero_grad(); loss = ...; loss.backward()
                 parallel.reduce(); optimizer.step(); parallel.step_end()
 
-    Between several backward passes for one update, all but the last stand in `with parallel.no_sync():`.
+    Between several backward passes for one update, all but the last stand in `with parallel.no_sync():`. With compression a
+    checkpoint needs `parallel.residual()` as well, which a later DataParallel takes as `residual` (rank 0's counts).
     """
 
     def __init__(self, model: Module, optimizer: Optimizer, group: Group | None = None, facts: dict[str, Any] | None = None,
-                 check_finite: bool = True):  # fmt: skip
+                 check_finite: bool = True, residual: Residual | None = None):  # fmt: skip
         self.model, self.optimizer, self.group = model, optimizer, group or start()
         self.comm, settings = self.group.comm, self.group.settings
         self.step = 0
@@ -53,9 +56,10 @@ class DataParallel:
         parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         total = sum(p.size * p.dtype.itemsize for p in parameters.values())
         device = next(model.parameters()).device
-        size = settings.bucket_bytes or measure_bucket_bytes(self.comm, total)
+        kept = hand_out(self.comm, residual or {})
+        size = settings.bucket_bytes or bucket_bytes(kept) or measure_bucket_bytes(self.comm, total)
         self.reducer = Reducer(self.comm, parameters, self.group.share(device), size, settings.compression, settings.overlap,
-                               check_finite and settings.check_finite, self.group.timeline)  # fmt: skip
+                               check_finite and settings.check_finite, self.group.timeline, kept)  # fmt: skip
         self._before: Any = None
 
     def _handshake(self, facts: dict[str, Any]) -> None:
@@ -133,6 +137,10 @@ class DataParallel:
         self.comm.at(step=self.step, tensor="")
         self.group.timeline.step()
 
+    def residual(self) -> Residual:
+        """What compression has left for later steps, of all ranks: arrays for a checkpoint. All ranks have to ask for it."""
+        return collect(self.reducer)
+
     # -- epochs ------------------------------------------------------------------------------------------------------
     def verify(self) -> str:
         """Compare all ranks' tensors bit by bit: their common digest. RankError naming the first that differs."""
@@ -157,6 +165,12 @@ class DataParallel:
             if name in record:
                 record[name] = float(np.mean([f[name] for f in found]))
 
+    def keep(self, trainer: Trainer) -> None:
+        """Leave the residual with rank 0's trainer, whose checkpoint holds it and whose next fit goes on from it."""
+        found = self.residual()
+        if self.group.main:
+            trainer.kept[PLUGIN] = found
+
     def write_timeline(self) -> None:
         """Collect all ranks' events and write them, on rank 0."""
         if self.group.settings.timeline:
@@ -174,7 +188,8 @@ def attach(trainer: Trainer) -> DataParallel:
         "Trainer(compile)": trainer.compile, "Trainer(precision)": trainer.precision, "steps an epoch": len(loader),
         "size of the data set": len(loader.dataset), "batch size": loader.batch_size,
     }  # fmt: skip
-    parallel = DataParallel(trainer.model, trainer.optimizer, group, facts, trainer.loss_scale is None)
+    parallel = DataParallel(trainer.model, trainer.optimizer, group, facts, trainer.loss_scale is None,
+                            trainer.kept.get(PLUGIN))  # fmt: skip
     if not isinstance(loader, ShardedLoader):
         trainer.loader = ShardedLoader(loader, group)
     trainer.main = group.main

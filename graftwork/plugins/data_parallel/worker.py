@@ -11,14 +11,15 @@ from pathlib import Path
 
 from ...errors import ConfigError, GraftworkError, RankError
 from . import group as groups
-from .communicator import Status
+from .supervisor import FOLDER, Status, end_with_parent
 
 
 def main(argv: list[str]) -> None:
     """Run the script `argv[0]` as `__main__` with the other arguments."""
+    end_with_parent()
     rank = int(os.environ.get("PMI_RANK", "0"))
     where = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "step": 0, "tensor": ""}
-    status = Status(os.environ.get("GRAFTWORK_RUN"), rank)
+    status = Status(os.environ.get(FOLDER), rank)
     status.write(where)
     if threads := int(os.environ.get("GRAFTWORK_RANK_THREADS", "0")):
         from graftwork import set_num_threads

@@ -1,4 +1,4 @@
-"""What the ranks of `test_data_parallel.py` compute: started by `graftwork launch`, ends with a line of JSON from rank 0."""
+"""The ranks of `test_data_parallel.py`: `graftwork launch rank_checks.py FOLDER`; rank 0 ends with a line of JSON."""
 
 from __future__ import annotations
 
@@ -106,6 +106,37 @@ def compressed(kind: str | float) -> dict[str, float]:
     return {"error": float(np.abs(total / 60 - true).max()), "equal": len(set(same)) == 1}
 
 
+def single_precision() -> tuple[Net, nn.optim.Optimizer]:
+    gw.manual_seed(3)
+    model = Net()
+    return model, nn.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def resumed(kind: str | float, compile: bool) -> dict[str, float]:
+    """How far a run that is broken off after half of its epochs comes from one that is not: with and without the residual."""
+    group = dp.start()
+    x, labels = loader().dataset.arrays
+    batches = nn.DataLoader(nn.ArrayDataset(x.astype(np.float32), labels), BATCH, shuffle=True, seed=7)
+
+    def run(epochs: int, resume: bool = False, forget: bool = False, path: str | None = None) -> dict[str, np.ndarray]:
+        model, optimizer = single_precision()
+        trainer = nn.Trainer(model, optimizer, progress=False, compile=compile, checkpoint_path=path)
+        if resume and group.main:  # the others get it from rank 0
+            assert trainer.resume() and trainer.kept["data_parallel"]
+            trainer.kept = {} if forget else trainer.kept
+        trainer.fit(batches, epochs)
+        return model.state_dict()
+
+    group.settings.compression = kind
+    straight = run(2 * EPOCHS)
+    run(EPOCHS, path=f"{sys.argv[1]}/half.h5")
+    found = {"with": difference(run(2 * EPOCHS, True, path=f"{sys.argv[1]}/half.h5"), straight)}
+    run(EPOCHS, path=f"{sys.argv[1]}/half.h5")
+    found["without"] = difference(run(2 * EPOCHS, True, True, path=f"{sys.argv[1]}/half.h5"), straight)
+    group.settings.compression = None
+    return found
+
+
 def raised(call) -> str:
     try:
         call()
@@ -149,6 +180,7 @@ def checks() -> dict:
         "empty": difference(fitted(False, few), alone(few)),
         "accumulated": accumulated(),
         "compression": {str(kind): compressed(kind) for kind in ("fp16", "bf16", 0.1)},
+        "resumed": {f"{kind}, {c}": resumed(kind, c) for kind, c in (("fp16", False), (0.1, False), (0.1, True))},
         "mismatched": raised(mismatched),
         "not_finite": raised(not_finite),
         "diverged": raised(diverged),

@@ -1,6 +1,7 @@
-"""A training step in which one rank dies, hangs or goes another way: `rank_fails.py KIND`, started by `graftwork launch`.
+"""A training step in which one rank dies, hangs or goes another way: `rank_fails.py KIND FOLDER`, for `graftwork launch`.
 
-With "resume" the last rank dies in its second epoch, in the first start only.
+It is the last rank, in its second epoch, in the first start only. "cut": it and its supervisor fall silent, as if their host
+had been cut off.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ class Fault:
     def step_end(self, trainer):
         first = os.environ["GRAFTWORK_RESTART"] == "0"
         if trainer.step == 4 and first and group.rank == group.size - 1:
-            if kind in ("dies", "resume"):
+            if kind == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "cut":
+                os.kill(os.getppid(), signal.SIGSTOP)
+                os.kill(os.getpid(), signal.SIGSTOP)
             if kind == "hangs":
                 time.sleep(3600)
             trainer.stop = True
