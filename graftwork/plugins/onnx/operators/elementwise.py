@@ -115,30 +115,42 @@ def mod(c: Call) -> Value:
 
     def function(a: Tensor, b: Tensor) -> Tensor:
         if a.dtype in FLOATS:
-            q = F.divide(a, b)
-            return a - b * (_towards_zero(q) if fmod else F.floor(q))
+            return _float_mod(a, b, bool(fmod))
         return a - b * _quotient(c, a, b, floor=not fmod)
 
     return c.elementwise(function)
 
 
-def _towards_zero(x: Tensor) -> Tensor:
-    return F.sign(x) * F.floor(F.abs(x))
+def _float_mod(a: Tensor, b: Tensor, fmod: bool) -> Tensor:
+    """What is left of a, with its own sign (fmod) or with b's. By an infinite b nothing is taken away."""
+    q = F.divide(a, b)
+    whole = F.sign(q) * F.floor(F.abs(q))
+    left = F.where(F.equal(whole, fixed(a, 0)), a, a - b * whole)
+    if fmod:
+        return left
+    other = F.logical_and(F.not_equal(left < 0.0, b < 0.0), F.not_equal(left, fixed(a, 0)))
+    return F.where(other, left + b, left)
 
 
 def _quotient(c: Call, a: Tensor, b: Tensor, floor: bool = False) -> Tensor:
-    """Integers divided, rounded towards zero (or down). A float64 quotient of integers of 32 bits cannot round to a whole number."""
-    wide = a.dtype.itemsize > 4
-    if wide and c.value(0).known is None:
-        raise c.error(f"division of {a.dtype} tensors is not supported; of at most 32 bits, or of known sizes, it is")
-    if wide:  # known beforehand
-        x, y = a.numpy(), b.numpy()
-        down = x // y
-        if not floor:
-            down = np.where((x % y != 0) & ((x < 0) != (y < 0)), down + 1, down)
-        return fixed(a, down)
-    q = F.divide(a.astype("float64"), b.astype("float64"))
-    return (F.floor(q) if floor else _towards_zero(q)).astype(a.dtype)
+    """Integers divided, rounded towards zero (or down).
+
+    A float64 quotient of integers of 32 bits cannot round to a whole number that it is not. One of 64 bits can be off: what is left
+    over is divided again, and a last look at its sign settles the rest.
+    """
+    if a.dtype == np.uint64:
+        raise c.error("division of uint64 tensors is not supported; of other integers it is")
+    q = F.floor(F.divide(a.astype("float64"), b.astype("float64"))).astype(a.dtype)
+    if a.dtype.itemsize > 4:
+        q = q + F.floor(F.divide((a - b * q).astype("float64"), b.astype("float64"))).astype(a.dtype)
+        left = a - b * q  # has b's sign and is smaller, once q is right
+        wrong = F.logical_and(F.not_equal(left < 0, b < 0), F.not_equal(left, fixed(a, 0)))
+        q = F.where(wrong, q - 1, q)
+        q = F.where(F.equal(a - b * q, b), q + 1, q)
+    if floor:
+        return q
+    rounded_down = F.logical_and(F.not_equal(a < 0, b < 0), F.not_equal(a - b * q, fixed(a, 0)))
+    return F.where(rounded_down, q + 1, q)
 
 
 @operator("Pow")

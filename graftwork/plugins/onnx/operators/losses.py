@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....nn import functional as F
 from ....nn.tensor import Tensor
-from .table import Call, fixed, operator
+from .table import Call, fixed, hot, operator
 
 
 def _loss(c: Call, log_probabilities: Tensor) -> Tensor:
@@ -12,16 +12,16 @@ def _loss(c: Call, log_probabilities: Tensor) -> Tensor:
     target, weight = c.x(1), c.optional(2)
     reduction, ignored = c.choice("reduction", "mean", ("none", "sum", "mean")), c.attr("ignore_index")
     classes = log_probabilities.shape[-1]
-    hot = F.one_hot(target, classes, log_probabilities.dtype)  # positions outside give zeros
-    hot = hot if weight is None else hot * weight
+    share = hot(target, classes).astype(log_probabilities.dtype)
+    share = share if weight is None else share * weight
     if ignored is not None:
         kept = F.not_equal(target, fixed(target, ignored))
-        hot = hot * F.expand_dims(kept.astype(hot.dtype), target.ndim)
-    losses = -F.sum(F.where(hot > 0.0, hot * log_probabilities, fixed(hot, 0)), -1)
+        share = share * F.expand_dims(kept.astype(share.dtype), target.ndim)
+    losses = -F.sum(F.where(share > 0.0, share * log_probabilities, fixed(share, 0)), -1)
     if reduction == "none":
         return losses
     total = F.sum(losses)
-    return total if reduction == "sum" else total / F.sum(hot)
+    return total if reduction == "sum" else total / F.sum(share)
 
 
 @operator("NegativeLogLikelihoodLoss")

@@ -8,7 +8,7 @@ import numpy as np
 
 from ....nn import functional as F
 from ....nn.tensor import Tensor
-from .table import Call, Value, fixed, operator
+from .table import Call, Value, fixed, hot, operator
 
 
 def _log_sum_exp(x: Tensor, axes: Any, keep: bool) -> Tensor:
@@ -49,13 +49,21 @@ def reduction(c: Call) -> Any:
     return _reduce(kind, c.x(), tuple(axes), keep)
 
 
+def _worst(dtype: np.dtype, infinity: float) -> Any:
+    """The least or the largest value of a dtype: what nothing at all reduces to."""
+    if dtype.kind == "f":
+        return infinity
+    if dtype == bool:
+        return infinity > 0
+    return np.iinfo(dtype).max if infinity > 0 else np.iinfo(dtype).min
+
+
 def _reduce(kind: str, x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if not axes:
         return BEFORE[kind](x) if kind in BEFORE else x
     if kind in EMPTY and x.size == 0:
         shape = [1 if i in axes else n for i, n in enumerate(x.shape) if keep or i not in axes]
-        worst = EMPTY[kind] if x.dtype.kind == "f" else getattr(np.iinfo(x.dtype), "min" if EMPTY[kind] < 0 else "max")
-        return fixed(x, np.full(shape, worst, x.dtype))
+        return fixed(x, np.full(shape, _worst(x.dtype, EMPTY[kind])))
     if x.dtype == bool:
         return REDUCTIONS[kind](x.astype("uint8"), axes, keep).astype("bool")
     return REDUCTIONS[kind](x, axes, keep)
@@ -99,10 +107,9 @@ def softmax(c: Call) -> Any:
 def _softmax(kind: str, x: Tensor, axis: int) -> Tensor:
     if kind != "Hardmax":
         return F.softmax(x, axis) if kind == "Softmax" else F.log_softmax(x, axis)
-    hot = F.one_hot(F.argmax(x, axis), x.shape[axis], x.dtype)
     order = list(range(x.ndim - 1))
     order.insert(axis, x.ndim - 1)
-    return F.transpose(hot, order)
+    return F.transpose(hot(F.argmax(x, axis), x.shape[axis]).astype(x.dtype), order)
 
 
 @operator("TopK", known=(1,))

@@ -10,7 +10,7 @@ import numpy as np
 from ....nn import functional as F
 from ....nn.ops.index import SCATTER_ADD
 from ....nn.tensor import Tensor, tensor
-from .table import Call, Value, fixed, operator
+from .table import Call, Value, fixed, hot, operator
 
 
 @operator("Constant")
@@ -271,13 +271,12 @@ def range_(c: Call) -> np.ndarray:
 
 @operator("OneHot", known=(1,))
 def one_hot(c: Call) -> Tensor:
-    index, depth, values = c.x(0), int(c.number(1)), c.x(2)
+    index, depth, values = c.x(0).astype("int64"), int(c.number(1)), c.x(2)
     axis = c.attr("axis", -1)
     axis = axis + index.ndim + 1 if axis < 0 else axis
-    hot = F.one_hot(_from_start(index.astype("int64"), depth), depth, "float32") > 0.5
     order = list(range(index.ndim))
     order.insert(axis, index.ndim)
-    return F.where(F.transpose(hot, order), values[1], values[0])
+    return F.where(F.transpose(hot(_from_start(index, depth), depth), order), values[1], values[0])
 
 
 @operator("EyeLike")

@@ -237,3 +237,8 @@ def dtype_of(number: int, node: Any) -> np.dtype:
 def fixed(x: Tensor, array: Any, dtype: Any = None) -> Tensor:
     """An array as a tensor beside x, in its dtype unless another is given."""
     return tensor(np.array(array, dtype or x.dtype), device=x.device)
+
+
+def hot(index: Tensor, depth: int) -> Tensor:
+    """Whether each position is that of the index, as a new last axis; nowhere for an index out of range."""
+    return F.equal(F.expand_dims(index.astype("int64"), index.ndim), fixed(index, np.arange(depth), np.int64))
