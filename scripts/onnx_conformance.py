@@ -1,10 +1,10 @@
 """The ONNX project's own backend node tests, read and computed by `graftwork.plugins.onnx`.
 
-    python scripts/onnx_conformance.py                     # all of them: docs/onnx_conformance.md, bench/results/onnx_conformance.json
-    python scripts/onnx_conformance.py --only resize -v    # those with a word in their name, nothing written, failures in full
+    python scripts/onnx_conformance.py                     # all: writes docs/onnx_conformance.md and bench/results/*.json
+    python scripts/onnx_conformance.py --only resize -v    # those with a word in their name; nothing is written
 
-A test passes if `load` reads its model and every output has the expected element type and shape, and values within the test's own
-tolerances. What fails is listed by reason. Collecting the tests runs their reference code and takes a minute.
+A test passes if `load` reads its model and every output has the expected element type and shape, and values within the test's
+own tolerances. What fails is listed by reason. Collecting the tests runs their reference code and takes a minute.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def page(passed: list[str], failed: dict[str, str], version: str) -> str:
         "# ONNX conformance",
         "",
         f"Written by `python scripts/onnx_conformance.py`: the backend node tests of onnx {version}, read and computed by",
-        "`graftwork.plugins.onnx.load` on the CPU, with the tests' own tolerances. What is supported and how: [export.md](export.md).",
+        "`graftwork.plugins.onnx.load` on the CPU, within the tests' own tolerances. See [export.md](export.md).",
         "",
         f"**{len(passed)} of {total} pass.** The rest, by reason:",
         "",

@@ -45,7 +45,8 @@ class OnnxModel(Module):
     def forward(self, *inputs: Tensor) -> Any:
         program = self._program.program
         if len(inputs) != len(self.signature):
-            raise ShapeError(f"{len(inputs)} inputs given, expected {len(self.signature)}: {', '.join(map(str, self.signature))}")
+            expected = ", ".join(map(str, self.signature))
+            raise ShapeError(f"{len(inputs)} inputs given, expected {len(self.signature)}: {expected}")
         for given, declared in zip(inputs, self.signature, strict=True):
             _check(given, declared)
         scope = {name: Value(known=array) for name, array in program.constants.items()}

@@ -17,7 +17,8 @@ direct({
     "LessOrEqual": F.less_equal, "Log": F.log, "Mul": F.multiply, "Neg": F.negative, "Not": F.logical_not, "And": F.logical_and,
     "Or": F.logical_or, "Reciprocal": F.reciprocal, "Round": F.round, "Sigmoid": F.sigmoid, "Sign": F.sign, "Sin": F.sin,
     "Softplus": F.softplus, "Sqrt": F.sqrt, "Sub": F.subtract, "Tanh": F.tanh, "Where": F.where, "Xor": F.not_equal,
-    "IsNaN": lambda x: F.not_equal(x, x), "Softsign": lambda x: x / (F.abs(x) + 1.0), "Mish": lambda x: x * F.tanh(F.softplus(x)),
+    "IsNaN": lambda x: F.not_equal(x, x), "Softsign": lambda x: x / (F.abs(x) + 1.0),
+    "Mish": lambda x: x * F.tanh(F.softplus(x)),
     "Tan": lambda x: F.sin(x) / F.cos(x), "Sinh": lambda x: (F.expm1(x) - F.expm1(-x)) * 0.5,
     "Cosh": lambda x: (F.exp(x) + F.exp(-x)) * 0.5, "Atanh": lambda x: (F.log1p(x) - F.log1p(-x)) * 0.5,
     "Asinh": lambda x: F.sign(x) * F.log(F.abs(x) + F.sqrt(F.square(x) + 1.0)),
@@ -135,8 +136,8 @@ def _float_mod(a: Tensor, b: Tensor, fmod: bool) -> Tensor:
 def _quotient(c: Call, a: Tensor, b: Tensor, floor: bool = False) -> Tensor:
     """Integers divided, rounded towards zero (or down).
 
-    A float64 quotient of integers of 32 bits cannot round to a whole number that it is not. One of 64 bits can be off: what is left
-    over is divided again, and a last look at its sign settles the rest.
+    A float64 quotient of integers of 32 bits cannot round to a whole number that it is not. One of 64 bits can be off: what is
+    left over is divided again, and a last look at its sign settles the rest.
     """
     if a.dtype == np.uint64:
         raise c.error("division of uint64 tensors is not supported; of other integers it is")
@@ -155,8 +156,8 @@ def _quotient(c: Call, a: Tensor, b: Tensor, floor: bool = False) -> Tensor:
 
 @operator("Pow")
 def power(c: Call) -> Value:
-    exponent = c.inputs[1].known if c.has(1) and c.inputs[1] is not None else None
-    if exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2.0 and exponent.ndim <= c.value(0).ndim:
+    exponent = c.value(1).known
+    if exponent is not None and exponent.size == 1 and exponent.ndim <= c.value().ndim and c.number(1) == 2.0:
         return c.elementwise(F.square, 0)
 
     def function(a: Tensor, b: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ def group_normalization(c: Call) -> Value:
     y = F.reshape((y - mean) * F.rsqrt(var + c.attr("epsilon", 1e-5)), x.shape)
     scale, shift = (c.x(i) for i in (1, 2))
     if c.opset < 21:  # a number a group
-        scale, shift = (F.reshape(F.broadcast_to(F.expand_dims(v, 1), (groups, channels // groups)), (-1,)) for v in (scale, shift))
+        each = (groups, channels // groups)
+        scale, shift = (F.reshape(F.broadcast_to(F.expand_dims(v, 1), each), (-1,)) for v in (scale, shift))
     return Value(image=y * scale + shift)
 
 

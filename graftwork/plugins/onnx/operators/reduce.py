@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def _log_sum_exp(x: Tensor, axes: Any, keep: bool) -> Tensor:
     return total + (top if keep else F.reshape(top, total.shape))
 
 
-REDUCTIONS = {
+REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "ReduceSum": F.sum,
     "ReduceMean": F.mean,
     "ReduceMax": F.max,
@@ -53,7 +54,7 @@ def _worst(dtype: np.dtype, infinity: float) -> Any:
     """The least or the largest value of a dtype: what nothing at all reduces to."""
     if dtype.kind == "f":
         return infinity
-    if dtype == bool:
+    if dtype.kind == "b":
         return infinity > 0
     return np.iinfo(dtype).max if infinity > 0 else np.iinfo(dtype).min
 

@@ -10,8 +10,8 @@ from ....nn import functional as F
 from ....nn.tensor import Tensor
 from .table import Call, Value, fixed, operator
 
-COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_half_pixel_for_nn",
-               "tf_crop_and_resize")  # fmt: skip
+COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
+               "tf_half_pixel_for_nn", "tf_crop_and_resize")  # fmt: skip
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
@@ -39,11 +39,11 @@ class Settings:
 def resize(c: Call) -> Any:
     rank = c.value().ndim
     mode = c.choice("mode", "nearest", ("nearest", "linear", "cubic"))
-    if c.opset < 11:  # input 1 is the scales
-        scales, sizes, roi = c.known(1), None, None
-        coordinates = "asymmetric"
+    coordinates = "asymmetric"
+    roi, scales, sizes = (c.known(i) if c.has(i) and c.known(i).size else None for i in (1, 2, 3))
+    if c.opset < 11:
+        scales, roi = roi, None
     else:
-        roi, scales, sizes = (c.known(i) if c.has(i) and c.known(i).size else None for i in (1, 2, 3))
         coordinates = c.choice("coordinate_transformation_mode", "half_pixel", COORDINATES)
     axes = [a % rank for a in c.attr("axes", range(rank))]
     rounding = c.choice("nearest_mode", "round_prefer_floor" if c.opset >= 11 else "floor", ROUNDINGS)
@@ -57,11 +57,13 @@ def resize(c: Call) -> Any:
         if size != before[axes[i]] or scale != 1.0 or (coordinates == "tf_crop_and_resize" and region != (0.0, 1.0)):
             plan.append((axes[i], size, scale, Settings(mode, coordinates, rounding, roi=region, **common)))
     fast = _image_method(mode, coordinates, rounding, common["antialias"])
-    if fast and rank == 4 and {p[0] for p in plan} <= {2, 3} and c.value().known is None and _exact(plan, before):
-        size = {a: n for a, n, _, _ in plan}
-        x = c.image()
-        return Value(image=F.resize(x, (size.get(2, before[2]), size.get(3, before[3])), fast)) if x.dtype == np.float32 else _all(c, plan)
-    return _all(c, plan)
+    if fast and rank == 4 and {p[0] for p in plan} <= {2, 3} and _exact(plan, before) and c.image().dtype == np.float32:
+        wanted = {a: n for a, n, _, _ in plan}
+        return Value(image=F.resize(c.image(), tuple(wanted.get(a, before[a]) for a in (2, 3)), fast))
+    x = c.x()
+    for axis, size, scale, settings in plan:
+        x = _along(x, axis, size, scale, settings)
+    return x
 
 
 def _shape(value: Value, c: Call) -> tuple[int, ...]:
@@ -83,13 +85,6 @@ def _image_method(mode: str, coordinates: str, rounding: str, antialias: bool) -
 def _exact(plan: list[tuple], before: tuple[int, ...]) -> bool:
     """Whether every scale is the ratio of the sizes, and no size is 1 (where the coordinates differ)."""
     return all(size > 1 and abs(size / before[axis] - scale) < 1e-6 for axis, size, scale, _ in plan)
-
-
-def _all(c: Call, plan: list[tuple]) -> Tensor:
-    x = c.x()
-    for axis, size, scale, settings in plan:
-        x = _along(x, axis, size, scale, settings)
-    return x
 
 
 def _targets(before: list[int], scales: Any, sizes: Any, policy: str) -> list[tuple[int, float]]:

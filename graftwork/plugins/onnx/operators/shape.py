@@ -283,7 +283,8 @@ def one_hot(c: Call) -> Tensor:
 def eye_like(c: Call) -> np.ndarray:
     x = c.x()
     dtype = c.dtype("dtype") or x.dtype
-    return np.eye(*x.shape, k=c.attr("k", 0), dtype=dtype)
+    rows, columns = x.shape
+    return np.eye(rows, columns, c.attr("k", 0), dtype)
 
 
 @operator("Trilu", known=(1,))

@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
 
 def operator(*kinds: str, known: Sequence[int] = (), domain: str = "") -> Callable:
-    """Put a function `rule(call)` into the table. It returns a tensor, an array of known values, a Value, or a tuple of those."""
+    """Put a function `rule(call)` into the table. It gives a tensor, an array of known values, a Value, or several."""
 
     def keep(function: Callable[[Call], Any]) -> Callable[[Call], Any]:
         for kind in kinds:
@@ -220,7 +220,7 @@ class Call:
 
 
 def dtype_of(number: int, node: Any) -> np.dtype:
-    """Our dtype for an element type of ONNX. Raises DTypeError for those without one (strings, 8-bit floats, 4-bit integers)."""
+    """Our dtype for an element type of ONNX. Raises DTypeError for those without one: strings, floats of 8 bits and less."""
     from onnx import TensorProto, helper
 
     name = TensorProto.DataType.Name(number) if number in TensorProto.DataType.values() else str(number)
