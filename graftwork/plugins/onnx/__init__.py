@@ -1,4 +1,4 @@
-"""ONNX: networks as files that other runtimes read."""
+"""ONNX: networks as files that other runtimes read, and networks from such files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import MissingDependency
 from ..hookspecs import hookimpl
 
-__all__ = ["export", "register_commands"]
+__all__ = ["export", "load", "register_commands"]
 
 
 def export(*args: Any, **options: Any) -> Any:
@@ -16,6 +16,13 @@ def export(*args: Any, **options: Any) -> Any:
     from .exporter import export as write
 
     return write(*args, **options)
+
+
+def load(source: Any) -> Any:
+    """Read an ONNX file (or its bytes) as a model: see `importer.load`."""
+    from .importer import load as read
+
+    return read(source)
 
 
 def require_onnx() -> None:
