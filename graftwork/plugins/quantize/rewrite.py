@@ -17,7 +17,8 @@ UNARY = frozenset(
 )  # fmt: skip
 PRODUCTS = frozenset({"conv2d", "linear"})
 SHARING = frozenset({"concat", "max_pool2d", "pad"})  # inputs and output have one scale
-_TAKES_BYTES = PRODUCTS | SHARING | UNARY | {"add", "avg_pool2d", "mean"}
+_TAKES_BYTES = PRODUCTS | SHARING | {"add", "avg_pool2d", "mean"}
+_PROBES = 4096  # places at which a function is looked at to find where its result no longer changes
 MODES = ("static", "weight_only")
 
 
@@ -84,6 +85,32 @@ class Rewriter:
         for value, limits in self.ranges.items():
             self.members.setdefault(self._root(value), []).append(limits)
 
+        for node in self.graph.nodes:
+            if node.op.name in UNARY and len(node.inputs) == 1:
+                self._leave_out_what_saturates(node)
+
+    def _leave_out_what_saturates(self, node: Node) -> None:
+        """Narrow the range before a function to where its stored result changes: silu's far negative side, sigmoid's both ends.
+        Bytes are better spent in between, and the results are the same."""
+        x, root = node.inputs[0], self._root(node.inputs[0])
+        alone = self.readers[x] == [node] and x not in self.graph.outputs and len(self.members.get(root, [])) == 1
+        if not alone or root is not x or not self.members.get(self._root(node.output)):
+            return
+        (low, high), out = self.members[root][0], self.form(node.output)
+        places = np.linspace(min(low, 0.0), max(high, 0.0), _PROBES, dtype=np.float32)
+        stored = self._stored(node, places, out)
+        changes = np.flatnonzero(stored[1:] != stored[:-1])
+        if len(changes):
+            self.members[root] = [(float(places[changes[0]]), float(places[changes[-1] + 1]))]
+
+    def _stored(self, node: Node, places: np.ndarray, out: Form) -> np.ndarray:
+        """The bytes that stand for a function's results at `places`."""
+        x = Value("x", places.shape, np.float32)
+        probe = self.graph.make(node.op, [x], node.attrs)
+        arrays = {x: places}
+        compute_now(probe, arrays)
+        return np.clip(np.rint(arrays[probe.output] / np.float32(out.scale)) + out.zero, 0, 255).astype(np.uint8)
+
     def form(self, value: Value) -> Form:
         limits = self.members.get(self._root(value))
         if not limits:
@@ -112,13 +139,16 @@ class Rewriter:
 
     def _wanted(self, value: Value) -> bool:
         """Whether somebody can read the value as bytes."""
-        if value in self.graph.outputs:
+        return value not in self.graph.outputs and any(self._takes_bytes(n) for n in self.readers.get(value, []))
+
+    def _takes_bytes(self, node: Node) -> bool:
+        """A function of one value (a gate's sigmoid, say) does so only on the way to a node that does: otherwise it has the
+        exact value, and not a byte, of the product before it."""
+        if node.output.name in self.skip:
             return False
-        return any(
-            n.output.name not in self.skip
-            and (n.op.name in _TAKES_BYTES or (n.op.view is not None and self._wanted(n.output)))
-            for n in self.readers.get(value, [])
-        )
+        if node.op.view is not None or node.op.name in UNARY:
+            return self._wanted(node.output)
+        return node.op.name in _TAKES_BYTES
 
     def _constant(self, array: np.ndarray, name: str) -> Value:
         return self.graph.add_constant(array, name)
@@ -240,11 +270,7 @@ class Rewriter:
             return False
         given, form = self.bytes[node.inputs[0]]
         out = self.form(node.output)
-        x = Value("x", (256,), np.float32)
-        probe = self.graph.make(node.op, [x], node.attrs)
-        arrays = {x: (np.arange(256, dtype=np.float32) - form.zero) * np.float32(form.scale)}
-        compute_now(probe, arrays)
-        stored = np.clip(np.rint(arrays[probe.output] / np.float32(out.scale)) + out.zero, 0, 255).astype(np.uint8)
+        stored = self._stored(node, (np.arange(256, dtype=np.float32) - form.zero) * np.float32(form.scale), out)
         self.bytes[node.output] = self._emit("byte_table", [given, self._constant(stored, "table")]), out
         return True
 
