@@ -1,6 +1,6 @@
 """The networks of `bench.quantized_accuracy` that see CIFAR-10: a narrow MobileNetV2, trained here, and its data.
 
-    python -m bench.quantized_cifar CIFAR.h5 mobilenet.h5 [--epochs 3]
+    python -m bench.quantized_cifar CIFAR.h5 mobilenet.h5 [--epochs 3] [--images 20000]
 
 trains it with one thread and writes its weights. The last 5,000 images take no part.
 """
@@ -60,12 +60,14 @@ def main() -> None:
     parser.add_argument("cifar", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=20000, help="of the 45,000 to train on (default 20,000: a few minutes)")
     given = parser.parse_args()
     gw.manual_seed(0)
     set_num_threads(1)
     pixels, labels = load(given.cifar)
     model = narrow_mobilenet()
-    batches = loader(model, pixels[:-VALIDATION], labels[:-VALIDATION])
+    count = min(given.images, len(pixels) - VALIDATION)
+    batches = loader(model, pixels[:count], labels[:count])
     optimizer = nn.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=DECAY)
     schedule = nn.schedule.OneCycleLR(optimizer, given.epochs * len(batches))
     trainer = nn.Trainer(model, optimizer, schedule=schedule, progress=False, compile=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,6 @@ PRODUCTS = frozenset({"conv2d", "linear"})
 SHARING = frozenset({"concat", "max_pool2d", "pad"})  # inputs and output have one scale
 _TAKES_BYTES = PRODUCTS | SHARING | {"add", "avg_pool2d", "mean"}
 _PROBES = 4096  # places at which a function is looked at to find where its result no longer changes
-MODES = ("static", "weight_only")
 
 
 class Form(NamedTuple):
@@ -39,10 +39,14 @@ def form_of(low: float, high: float) -> Form:
 
 
 class Rewriter:
-    """Rewrites one graph. in_bytes: nodes that compute in 8 bits; in_float: those that do not."""
+    """Rewrites one graph (static quantisation). ranges: by the value's name. skip: names of nodes that stay in float32.
+    means: of the channels of what products read, for bias correction. in_bytes: nodes that compute in 8 bits; in_float: those
+    that do not."""
 
-    def __init__(self, graph: Graph, ranges: dict[Value, tuple[float, float]], skip: frozenset[str], mode: str):
-        self.graph, self.ranges, self.skip, self.mode = graph, ranges, skip, mode
+    def __init__(self, graph: Graph, ranges: Mapping[str, tuple[float, float]], skip: frozenset[str] = frozenset(),
+                 means: Mapping[str, np.ndarray] | None = None):  # fmt: skip
+        self.graph, self.skip, self.means = graph, skip, means or {}
+        self.ranges = {v: ranges[v.name] for v in _values(graph) if v.name in ranges and np.isfinite(ranges[v.name]).all()}
         self.group: dict[Value, Value] = {}
         self.bytes: dict[Value, tuple[Value, Form]] = {}
         self.wide: dict[Value, Value] = {}
@@ -60,13 +64,10 @@ class Rewriter:
             self.line = node.line
             if node in self.done:
                 continue
-            if self.mode == "weight_only":
-                self._weight_only(node)
-            elif node.output.name in self.skip or not self._lower(node):
+            if node.output.name in self.skip or not self._lower(node):
                 self._keep(node)
         graph.outputs = [self.floats(v) for v in graph.outputs]
-        read = {v for n in graph.nodes for v in n.inputs} | set(graph.outputs)
-        graph.constants = {v: a for v, a in graph.constants.items() if v in read}
+        drop_unread(graph)
         return graph
 
     # -- forms -------------------------------------------------------------------------------------------------------
@@ -187,6 +188,7 @@ class Rewriter:
             return False
         given, form = self.narrow(x)
         other = self.narrow(rest[1]) if len(rest) > 1 else None
+        bias = corrected(array, bias, node.attrs.get("groups", 1), self.means.get(x.name))
         quantised, scales, offset = quantise_weight(array, bias, form.scale)
         inputs = [given, self._constant(quantised, f"{weight.name}_int8"), self._constant(scales, f"{weight.name}_scale")]
         if offset is not None or other is not None:
@@ -274,17 +276,28 @@ class Rewriter:
         self.bytes[node.output] = self._emit("byte_table", [given, self._constant(stored, "table")]), out
         return True
 
-    def _weight_only(self, node: Node) -> None:
-        """Weights of 8 bits that are widened before the graph runs; everything else stays float32."""
-        array = self.graph.constants.get(node.inputs[1]) if node.op.name in PRODUCTS else None
-        if array is not None and array.dtype == np.float32 and node.output.name not in self.skip:
-            quantised, scales, _ = quantise_weight(array, None, 1.0)
-            weight = self._emit("cast", [self._constant(quantised, f"{node.inputs[1].name}_int8")], dtype="float32")
-            node.inputs[1] = self._emit("multiply", [weight, self._constant(scales, f"{node.inputs[1].name}_scale")])
-            self.in_bytes.append(node.output.name)
-        else:
-            self.in_float.append(node.output.name)
-        self.graph.nodes.append(node)
+
+def _values(graph: Graph) -> list[Value]:
+    return [*graph.inputs, *(v for n in graph.nodes for v in n.outputs)]
+
+
+def drop_unread(graph: Graph) -> None:
+    """Forget constants that nothing reads any more."""
+    read = {v for n in graph.nodes for v in n.inputs} | set(graph.outputs)
+    graph.constants = {v: a for v, a in graph.constants.items() if v in read}
+
+
+def corrected(weight: np.ndarray, bias: np.ndarray | None, groups: int, mean: np.ndarray | None) -> np.ndarray | None:
+    """The bias that takes back what rounding the weights adds to each output channel on average (Nagel et al. 2019): the error
+    of the weights times the mean of what they read. Values in the padding count as inside. mean: (channels in,); None changes
+    nothing."""
+    if mean is None:
+        return bias
+    stored, scale, _ = quantise_weight(weight, None, 1.0)
+    error = (stored * scale - weight).astype(np.float64)
+    parts = zip(np.split(error, groups, axis=-1), np.split(mean, groups), strict=True)
+    shift = np.concatenate([np.einsum("...io,i->o", part, m) for part, m in parts])
+    return ((0.0 if bias is None else bias) - shift).astype(np.float32)
 
 
 def quantise_weight(weight: np.ndarray, bias: np.ndarray | None, x_scale: float):
