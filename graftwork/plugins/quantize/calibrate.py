@@ -26,7 +26,7 @@ class Calibration:
     """What is known of a network before it is quantised.
 
     ranges: (low, high) of each float32 value by name. means: of each channel of what products read. examples: how many were seen.
-    equalized: how many pairs of layers have been equalised.
+    equalized: how many pairs of layers have been equalised. trained: ranges come from training and are taken as they are.
     """
 
     source: Source
@@ -35,6 +35,7 @@ class Calibration:
     means: dict[str, np.ndarray] = field(default_factory=dict)
     examples: int = 0
     equalized: int = 0
+    trained: bool = False
 
     @property
     def constant(self) -> list[str]:

@@ -59,7 +59,7 @@ class QuantizedModel:
         graph = known.source.graph(shape)
         means = known.means if self.correct_bias else None
         if self.mode == "static":
-            return Rewriter(graph, known.ranges, self.skip, means)
+            return Rewriter(graph, known.ranges, self.skip, means, shorten=not known.trained)
         return WeightRewriter(graph, self.mode, self.skip, means)
 
     def graph(self, x: Tensor | None = None) -> Graph:
@@ -77,6 +77,7 @@ class QuantizedModel:
         bytes_ = sum(a.nbytes for a in self.lowered().constants.values())
         learnt = f", observer {known.observer}, {known.examples} examples" if known.examples else ""
         extras = [f"{known.equalized} pairs of layers equalised"] if known.equalized else []
+        extras += ["trained in 8 bits"] if known.trained else []
         extras += ["biases corrected"] if self.correct_bias else []
         lines = [
             f"{self.mode} quantisation{learnt}" + "".join(f", {extra}" for extra in extras),

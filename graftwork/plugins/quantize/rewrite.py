@@ -40,16 +40,18 @@ def form_of(low: float, high: float) -> Form:
 
 class Rewriter:
     """Rewrites one graph (static quantisation). ranges: by the value's name. skip: names of nodes that stay in float32.
-    means: of the channels of what products read, for bias correction. in_bytes: nodes that compute in 8 bits; in_float: those
+    means: of the channels of what products read, for bias correction. shorten: leave out what saturates. in_bytes: nodes that compute in 8 bits; in_float: those
     that do not."""
 
     def __init__(self, graph: Graph, ranges: Mapping[str, tuple[float, float]], skip: frozenset[str] = frozenset(),
-                 means: Mapping[str, np.ndarray] | None = None):  # fmt: skip
-        self.graph, self.skip, self.means = graph, skip, means or {}
+                 means: Mapping[str, np.ndarray] | None = None, shorten: bool = True):  # fmt: skip
+        self.graph, self.skip, self.means, self.shorten = graph, skip, means or {}, shorten
         self.ranges = {v: ranges[v.name] for v in _values(graph) if v.name in ranges and np.isfinite(ranges[v.name]).all()}
         self.group: dict[Value, Value] = {}
         self.bytes: dict[Value, tuple[Value, Form]] = {}
         self.wide: dict[Value, Value] = {}
+        self.narrowed: set[Value] = set()  # of those in bytes, the ones that are computed in float32
+        self.shortened: set[Value] = set()  # whose range leaves out what saturates
         self.done: set[Node] = set()
         self.in_bytes: list[str] = []
         self.in_float: list[str] = []
@@ -71,7 +73,8 @@ class Rewriter:
         return graph
 
     # -- forms -------------------------------------------------------------------------------------------------------
-    def _root(self, value: Value) -> Value:
+    def root(self, value: Value) -> Value:
+        """What stands for all values that have one form with this one."""
         while self.group.get(value, value) is not value:
             value = self.group[value]
         return value
@@ -80,28 +83,29 @@ class Rewriter:
         for node in self.graph.nodes:
             if node.op.view is not None or node.op.name in SHARING:
                 for value in (v for v in node.inputs if v not in self.graph.constants):
-                    a, b = self._root(value), self._root(node.output)
+                    a, b = self.root(value), self.root(node.output)
                     self.group[b] = a
         self.members: dict[Value, list[tuple[float, float]]] = {}
         for value, limits in self.ranges.items():
-            self.members.setdefault(self._root(value), []).append(limits)
+            self.members.setdefault(self.root(value), []).append(limits)
 
-        for node in self.graph.nodes:
+        for node in self.graph.nodes if self.shorten else ():
             if node.op.name in UNARY and len(node.inputs) == 1:
                 self._leave_out_what_saturates(node)
 
     def _leave_out_what_saturates(self, node: Node) -> None:
         """Narrow the range before a function to where its stored result changes: silu's far negative side, sigmoid's both ends.
         Bytes are better spent in between, and the results are the same."""
-        x, root = node.inputs[0], self._root(node.inputs[0])
+        x, root = node.inputs[0], self.root(node.inputs[0])
         alone = self.readers[x] == [node] and x not in self.graph.outputs and len(self.members.get(root, [])) == 1
-        if not alone or root is not x or not self.members.get(self._root(node.output)):
+        if not alone or root is not x or not self.members.get(self.root(node.output)):
             return
         (low, high), out = self.members[root][0], self.form(node.output)
         places = np.linspace(min(low, 0.0), max(high, 0.0), _PROBES, dtype=np.float32)
         stored = self._stored(node, places, out)
         changes = np.flatnonzero(stored[1:] != stored[:-1])
         if len(changes):
+            self.shortened.add(x)
             self.members[root] = [(float(places[changes[0]]), float(places[changes[-1] + 1]))]
 
     def _stored(self, node: Node, places: np.ndarray, out: Form) -> np.ndarray:
@@ -113,7 +117,7 @@ class Rewriter:
         return np.clip(np.rint(arrays[probe.output] / np.float32(out.scale)) + out.zero, 0, 255).astype(np.uint8)
 
     def form(self, value: Value) -> Form:
-        limits = self.members.get(self._root(value))
+        limits = self.members.get(self.root(value))
         if not limits:
             raise KeyError(f"{value.name} has no range")
         return form_of(min(low for low, _ in limits), max(high for _, high in limits))
@@ -135,6 +139,7 @@ class Rewriter:
         """The bytes of a value of the old graph, made at first need."""
         if value not in self.bytes:
             form = self.form(value)
+            self.narrowed.add(value)
             self.bytes[value] = self._emit("quantize", [self.floats(value)], scale=form.scale, zero_point=form.zero), form
         return self.bytes[value]
 
