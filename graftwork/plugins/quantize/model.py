@@ -8,28 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError, DataError, ShapeError
+from ...errors import ConfigError, ShapeError
 from ...nn.compile import executable
 from ...nn.graph import Graph
 from ...nn.tensor import Tensor
-from .observers import MinMax, make
-from .prepare import observed, prepare
-from .rewrite import MODES, Rewriter
+from .calibrate import Calibration, calibrate, without_data
+from .observers import make
+from .rewrite import Rewriter
+from .weights import WeightRewriter
 
-CALIBRATION_BYTES = 256 << 20  # of activations that are kept at once while calibrating; batches are cut to that
+MODES = ("static", "dynamic", "weight_only")
 
 
 class QuantizedModel:
-    """What `quantize` returns: call it like the model. Each new input shape is planned once, with the same ranges."""
+    """What `quantize` returns: call it like the model. Each new input shape is planned once, with the same ranges and weights.
 
-    def __init__(self, model: Any, ranges: Sequence[tuple[float, float]], names: Sequence[str], shape: tuple[int, ...],
-                 skip: frozenset[str], mode: str, observer: str, pictures: int):  # fmt: skip
-        self.model, self.mode, self.observer, self.pictures = model, mode, observer, pictures
-        self._ranges, self._names, self._skip = list(ranges), list(names), skip
+    calibration: what it was made from; `with_skip` makes another one of it without calibrating again.
+    """
+
+    training = False
+
+    def __init__(self, calibration: Calibration, mode: str = "static", skip: Iterable[str] = (), correct_bias: bool = False):
+        self.calibration, self.mode, self.skip, self.correct_bias = calibration, mode, frozenset(skip), correct_bias
+        self._first = calibration.source.shape
         self._plans: dict[tuple[int, ...], Any] = {}
         self._lock = threading.Lock()
-        self._first = shape
-        self._plan(shape)
+        self._plan(self._first)
 
     def __call__(self, x: Tensor) -> Any:
         """x: float32, the shape of the calibration batches but for the first axis. Returns what the model returns, as one
@@ -39,37 +43,49 @@ class QuantizedModel:
         results = [Tensor(a) for a in self._plan(tuple(x.shape))[0].run([x.data])]
         return results[0] if len(results) == 1 else tuple(results)
 
+    def with_skip(self, skip: Iterable[str]) -> QuantizedModel:
+        """The same network with these nodes, and no others, in float32."""
+        return QuantizedModel(self.calibration, self.mode, skip, self.correct_bias)
+
     def _plan(self, shape: tuple[int, ...]) -> Any:
         with self._lock:
             if shape not in self._plans:
-                graph = prepare(self.model, shape)
-                values = observed(graph)
-                if [v.name for v in values] != self._names:
-                    raise ConfigError("quantised model: the model has been changed since its calibration; quantise it again")
-                known = dict(zip(values, self._ranges, strict=True))
-                ranges = {v: r for v, r in known.items() if np.isfinite(r).all()}
-                rewriter = Rewriter(graph, ranges, self._skip, self.mode)
-                lowered = rewriter.run()
-                self._plans[shape] = executable(lowered), rewriter
+                rewriter = self._rewriter(shape)
+                self._plans[shape] = executable(rewriter.run()), rewriter
             return self._plans[shape]
 
+    def _rewriter(self, shape: tuple[int, ...]) -> Rewriter | WeightRewriter:
+        known = self.calibration
+        graph = known.source.graph(shape)
+        means = known.means if self.correct_bias else None
+        if self.mode == "static":
+            return Rewriter(graph, known.ranges, self.skip, means, shorten=not known.trained)
+        return WeightRewriter(graph, self.mode, self.skip, means)
+
     def graph(self, x: Tensor | None = None) -> Graph:
-        """The graph that runs, for inputs like `x` (or the calibration's)."""
+        """The graph that runs, for inputs like `x` (or one example)."""
         return self._plan(self._first if x is None else tuple(x.shape))[0].graph
+
+    def lowered(self, shape: tuple[int, ...] | None = None) -> Graph:
+        """A new graph for inputs of `shape` before any pass: all weights are int8 constants, also where the graph that runs has
+        widened them. `lowered().save(path)` writes a file of about a quarter of the float32 one's size."""
+        return self._rewriter(self._first if shape is None else tuple(shape)).run()
 
     def report(self) -> str:
         """In words: what computes in 8 bits, what in float32, how large the weights are, what looks odd."""
-        plan, rewriter = self._plan(self._first)
-        constants = plan.graph.constants
-        bytes_ = sum(a.nbytes for a in constants.values())
-        constant = [n for n, (low, high) in zip(self._names, self._ranges, strict=True) if low == high]
+        known, rewriter = self.calibration, self._plan(self._first)[1]
+        bytes_ = sum(a.nbytes for a in self.lowered().constants.values())
+        learnt = f", observer {known.observer}, {known.examples} examples" if known.examples else ""
+        extras = [f"{known.equalized} pairs of layers equalised"] if known.equalized else []
+        extras += ["trained in 8 bits"] if known.trained else []
+        extras += ["biases corrected"] if self.correct_bias else []
         lines = [
-            f"{self.mode} quantisation, observer {self.observer}, {self.pictures} examples",
+            f"{self.mode} quantisation{learnt}" + "".join(f", {extra}" for extra in extras),
             f"8 bits: {len(rewriter.in_bytes)} nodes; constants take {bytes_ / 1e6:.1f} MB",
             f"float32: {len(rewriter.in_float)} nodes" + (f" ({', '.join(rewriter.in_float)})" if rewriter.in_float else ""),
         ]
-        if constant:
-            lines.append(f"constant during calibration: {', '.join(constant)}; show it more various examples")
+        if known.constant:
+            lines.append(f"constant during calibration: {', '.join(known.constant)}; show it more various examples")
         return "\n".join(lines)
 
     @property
@@ -83,63 +99,31 @@ class QuantizedModel:
         return list(self._plan(self._first)[1].in_float)
 
 
-def quantize(model: Any, calibration_batches: Iterable[Any], observer: str = "minmax", mode: str = "static",
-             skip: Sequence[str] = ()) -> QuantizedModel:  # fmt: skip
-    """A post-training quantised version of `model` for the CPU: int8 weights with a scale a channel, uint8 activations.
+def quantize(model: Any, calibration: Iterable[Any] | None = None, observer: str = "minmax", mode: str = "static",
+             skip: Sequence[str] = (), equalize: bool = False, correct_bias: bool = False) -> QuantizedModel:  # fmt: skip
+    """A version of `model` for the CPU with int8 weights, a scale for each output channel.
 
-    model: a Module in eval mode, or a function of one tensor. calibration_batches: tensors or float32 arrays, preprocessed as
-    for the model; they are read once, one at a time. observer: "minmax", "moving_average", "percentile", "entropy" or "mse".
-    mode: "static" (convolutions, dense layers, sums, pooling, tables and concatenations in 8 bits) or "weight_only" (weights
-    are rounded to 8 bits, arithmetic stays float32). skip: names of nodes that stay in float32, as `report()` lists them.
-    Weights are taken as they are now. Raises ConfigError for what cannot be quantised and DataError for unusable batches.
+    model: a Module in eval mode, or a function of one tensor. calibration: batches (tensors or float32 arrays, preprocessed as
+    for the model), read once, one at a time.
+    mode: "static": activations are uint8 with ranges learnt from the calibration (convolutions, dense layers, sums, pooling,
+    tables and concatenations in 8 bits). "dynamic": convolutions and dense layers in 8 bits, each example's range measured in
+    the call, float32 in between. "weight_only": arithmetic stays float32. The last two need no calibration, but its first
+    batch, or the model's `input_shape`, says what the input looks like.
+    observer: "minmax", "moving_average", "percentile", "entropy" or "mse".
+    skip: names of nodes that stay in float32, as `in_bytes` lists them.
+    equalize: cross-layer equalisation beforehand (`equalize.py`). correct_bias: take the mean error of rounded weights out of
+    the biases; needs calibration in every mode. Both: Nagel et al. 2019.
+    Weights are taken as they are now. Raises ConfigError for what cannot be quantised, and for names in `skip` that no node has;
+    DataError for unusable batches; warns of very few examples.
     """
     if isinstance(model, QuantizedModel):
         raise ConfigError("quantize: the model is quantised already; give the float32 model")
     if mode not in MODES:
-        raise ConfigError(f"quantize: mode={mode!r}; expected {' or '.join(map(repr, MODES))}")
+        raise ConfigError(f"quantize: mode={mode!r}; expected {', '.join(map(repr, MODES))}")
     make(observer)
-    observers: list[MinMax] = []
-    names: list[str] = []
-    plans: dict[tuple[int, ...], Any] = {}
-    first: tuple[int, ...] | None = None
-    pictures = 0
-    for batch in calibration_batches:
-        array = _array(batch)
-        if first is not None and array.shape[1:] != first[1:]:
-            raise DataError(f"quantize: a batch of shape {array.shape} after {first}; only the first axis may differ")
-        if first is None:
-            first = array.shape
-            graph = prepare(model, (1, *first[1:]))
-            names = [v.name for v in observed(graph)]
-            observers = [make(observer) for _ in names]
-            share = sum(v.nbytes for v in observed(graph))
-            at_once = max(1, min(CALIBRATION_BYTES // max(share, 1), len(array)))
-        for start in range(0, len(array), at_once):
-            part = np.ascontiguousarray(array[start : start + at_once])
-            _observe(model, part, plans, names, observers)
-        pictures += len(array)
-    if first is None or pictures == 0:
-        raise DataError("quantize: no calibration data; give at least one batch, better a few hundred typical examples")
-    return QuantizedModel(model, [o.range() for o in observers], names, first, frozenset(skip), mode, observer, pictures)
-
-
-def _array(batch: Any) -> np.ndarray:
-    array = batch.numpy() if isinstance(batch, Tensor) else np.asarray(batch)
-    if array.dtype != np.float32 or array.ndim < 2 or not len(array):
-        raise DataError(
-            f"quantize: a calibration batch is {array.dtype}{list(array.shape)}; expected float32, an example a row"
-        )
-    return array
-
-
-def _observe(model: Any, part: np.ndarray, plans: dict, names: list[str], observers: list[MinMax]) -> None:
-    """Run the float32 graph on some examples and show every activation to its observer."""
-    if part.shape not in plans:
-        graph = prepare(model, part.shape)
-        graph.outputs = observed(graph)
-        plans[part.shape] = executable(graph)
-    for name, values, observer in zip(names, plans[part.shape].run([part]), observers, strict=True):
-        try:
-            observer.update(values)
-        except DataError as error:
-            raise DataError(f"quantize: {name}: {error}") from None
+    needed = mode == "static" or correct_bias
+    known = calibrate(model, calibration, observer, equalize) if needed else without_data(model, calibration, equalize)
+    unknown = sorted(set(skip) - {n.output.name for n in known.source.graph(known.source.shape).nodes})
+    if unknown:
+        raise ConfigError(f"quantize: skip names {', '.join(unknown)}, which the network does not have; `in_bytes` lists them")
+    return QuantizedModel(known, mode, skip, correct_bias)

@@ -91,19 +91,73 @@ def _ahead(graph: Graph) -> list[Node]:
 
 
 def _compute_weights(graph: Graph) -> None:
-    """What depends on weights only becomes a constant; so do the weights that are still read (copies: the quantised model keeps
-    what the model holds now)."""
+    """What depends on weights only becomes a constant, named after the largest of them; so do the weights that are still read
+    (copies: the quantised model keeps what the model holds now)."""
     first, graph.nodes = _split(graph, {*graph.constants, *graph.states})
     arrays = dict(graph.constants) | {v: t.data for v, t in graph.states.items()}
+    origin = {v: v for v in graph.states}
     for node in first:
         compute_now(node, arrays)
+        known = [origin[v] for v in node.inputs if v in origin]
+        if known:
+            origin.update(dict.fromkeys(node.outputs, max(known, key=lambda v: v.size)))
     read = {v for n in graph.nodes for v in n.inputs} | set(graph.outputs)
-    graph.constants = {}
+    graph.constants, graph.states, graph._names = {}, {}, {v.name: 1 for v in graph.inputs}
     for value, array in arrays.items():
         if value in read:
-            constant = graph.add_constant(np.array(array), value.name)
-            graph.replace(value, constant)
-    graph.states = {}
+            graph.replace(value, graph.add_constant(np.array(array), origin.get(value, value).name))
+
+
+class Source:
+    """A model as prepared graphs, one for each input shape, all with the weights of the moment when it was made.
+
+    constants: those weights by name, folded; shared by all graphs, so that what changes one here (equalisation, training)
+    changes it for every shape. names: of the float32 values that are observed.
+    """
+
+    def __init__(self, model: Any, shape: tuple[int, ...]):
+        self.model, self.shape = model, shape
+        graph = prepare(model, shape)
+        self.constants = {v.name: a for v, a in graph.constants.items()}
+        self.names = [v.name for v in observed(graph)]
+        self._graphs = {shape: graph}
+
+    def graph(self, shape: tuple[int, ...]) -> Graph:
+        """A graph of the caller's own for inputs of `shape`. Raises ConfigError if the model has become another one."""
+        if shape not in self._graphs:
+            graph = prepare(self.model, shape)
+            if [v.name for v in observed(graph)] != self.names:
+                raise ConfigError("quantised model: the model has been changed since its calibration; quantise it again")
+            self._graphs[shape] = graph
+        graph = copied(self._graphs[shape])
+        for value, array in graph.constants.items():
+            known = self.constants.get(value.name)
+            if known is not None and known.shape == array.shape:  # other constants follow the batch's size
+                graph.constants[value] = known
+        return graph
+
+    def copy(self) -> Source:
+        """Another source, whose constants can be changed without changing this one's."""
+        other = object.__new__(Source)
+        other.__dict__.update(self.__dict__, constants=dict(self.constants))
+        return other
+
+
+def copied(graph: Graph) -> Graph:
+    """The same graph in values and nodes of its own; constants share their arrays."""
+    new = Graph(graph.name, graph.device, graph.precision)
+    twin: dict[Value, Value] = {}
+    for value in (*graph.inputs, *graph.constants):
+        twin[value] = Value(value.name, value.shape, value.dtype)
+    for node in graph.nodes:
+        made = Node(node.op, [twin[v] for v in node.inputs], node.attrs, node.line)
+        made.outputs = [Value(v.name, v.shape, v.dtype, made) for v in node.outputs]
+        twin.update(zip(node.outputs, made.outputs, strict=True))
+        new.nodes.append(made)
+    new.inputs, new.outputs = [twin[v] for v in graph.inputs], [twin[v] for v in graph.outputs]
+    new.constants = {twin[v]: a for v, a in graph.constants.items()}
+    new._names = dict(graph._names)
+    return new
 
 
 def observed(graph: Graph) -> list[Value]:

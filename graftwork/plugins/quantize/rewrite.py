@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ UNARY = frozenset(
 )  # fmt: skip
 PRODUCTS = frozenset({"conv2d", "linear"})
 SHARING = frozenset({"concat", "max_pool2d", "pad"})  # inputs and output have one scale
-_TAKES_BYTES = PRODUCTS | SHARING | UNARY | {"add", "avg_pool2d", "mean"}
-MODES = ("static", "weight_only")
+_TAKES_BYTES = PRODUCTS | SHARING | {"add", "avg_pool2d", "mean"}
+_PROBES = 4096  # places at which a function is looked at to find where its result no longer changes
 
 
 class Form(NamedTuple):
@@ -38,13 +39,19 @@ def form_of(low: float, high: float) -> Form:
 
 
 class Rewriter:
-    """Rewrites one graph. in_bytes: nodes that compute in 8 bits; in_float: those that do not."""
+    """Rewrites one graph (static quantisation). ranges: by the value's name. skip: names of nodes that stay in float32.
+    means: of the channels of what products read, for bias correction. shorten: leave out what saturates. in_bytes: nodes that compute in 8 bits; in_float: those
+    that do not."""
 
-    def __init__(self, graph: Graph, ranges: dict[Value, tuple[float, float]], skip: frozenset[str], mode: str):
-        self.graph, self.ranges, self.skip, self.mode = graph, ranges, skip, mode
+    def __init__(self, graph: Graph, ranges: Mapping[str, tuple[float, float]], skip: frozenset[str] = frozenset(),
+                 means: Mapping[str, np.ndarray] | None = None, shorten: bool = True):  # fmt: skip
+        self.graph, self.skip, self.means, self.shorten = graph, skip, means or {}, shorten
+        self.ranges = {v: ranges[v.name] for v in _values(graph) if v.name in ranges and np.isfinite(ranges[v.name]).all()}
         self.group: dict[Value, Value] = {}
         self.bytes: dict[Value, tuple[Value, Form]] = {}
         self.wide: dict[Value, Value] = {}
+        self.narrowed: set[Value] = set()  # of those in bytes, the ones that are computed in float32
+        self.shortened: set[Value] = set()  # whose range leaves out what saturates
         self.done: set[Node] = set()
         self.in_bytes: list[str] = []
         self.in_float: list[str] = []
@@ -59,17 +66,15 @@ class Rewriter:
             self.line = node.line
             if node in self.done:
                 continue
-            if self.mode == "weight_only":
-                self._weight_only(node)
-            elif node.output.name in self.skip or not self._lower(node):
+            if node.output.name in self.skip or not self._lower(node):
                 self._keep(node)
         graph.outputs = [self.floats(v) for v in graph.outputs]
-        read = {v for n in graph.nodes for v in n.inputs} | set(graph.outputs)
-        graph.constants = {v: a for v, a in graph.constants.items() if v in read}
+        drop_unread(graph)
         return graph
 
     # -- forms -------------------------------------------------------------------------------------------------------
-    def _root(self, value: Value) -> Value:
+    def root(self, value: Value) -> Value:
+        """What stands for all values that have one form with this one."""
         while self.group.get(value, value) is not value:
             value = self.group[value]
         return value
@@ -78,14 +83,41 @@ class Rewriter:
         for node in self.graph.nodes:
             if node.op.view is not None or node.op.name in SHARING:
                 for value in (v for v in node.inputs if v not in self.graph.constants):
-                    a, b = self._root(value), self._root(node.output)
+                    a, b = self.root(value), self.root(node.output)
                     self.group[b] = a
         self.members: dict[Value, list[tuple[float, float]]] = {}
         for value, limits in self.ranges.items():
-            self.members.setdefault(self._root(value), []).append(limits)
+            self.members.setdefault(self.root(value), []).append(limits)
+
+        for node in self.graph.nodes if self.shorten else ():
+            if node.op.name in UNARY and len(node.inputs) == 1:
+                self._leave_out_what_saturates(node)
+
+    def _leave_out_what_saturates(self, node: Node) -> None:
+        """Narrow the range before a function to where its stored result changes: silu's far negative side, sigmoid's both ends.
+        Bytes are better spent in between, and the results are the same."""
+        x, root = node.inputs[0], self.root(node.inputs[0])
+        alone = self.readers[x] == [node] and x not in self.graph.outputs and len(self.members.get(root, [])) == 1
+        if not alone or root is not x or not self.members.get(self.root(node.output)):
+            return
+        (low, high), out = self.members[root][0], self.form(node.output)
+        places = np.linspace(min(low, 0.0), max(high, 0.0), _PROBES, dtype=np.float32)
+        stored = self._stored(node, places, out)
+        changes = np.flatnonzero(stored[1:] != stored[:-1])
+        if len(changes):
+            self.shortened.add(x)
+            self.members[root] = [(float(places[changes[0]]), float(places[changes[-1] + 1]))]
+
+    def _stored(self, node: Node, places: np.ndarray, out: Form) -> np.ndarray:
+        """The bytes that stand for a function's results at `places`."""
+        x = Value("x", places.shape, np.float32)
+        probe = self.graph.make(node.op, [x], node.attrs)
+        arrays = {x: places}
+        compute_now(probe, arrays)
+        return np.clip(np.rint(arrays[probe.output] / np.float32(out.scale)) + out.zero, 0, 255).astype(np.uint8)
 
     def form(self, value: Value) -> Form:
-        limits = self.members.get(self._root(value))
+        limits = self.members.get(self.root(value))
         if not limits:
             raise KeyError(f"{value.name} has no range")
         return form_of(min(low for low, _ in limits), max(high for _, high in limits))
@@ -107,18 +139,22 @@ class Rewriter:
         """The bytes of a value of the old graph, made at first need."""
         if value not in self.bytes:
             form = self.form(value)
+            self.narrowed.add(value)
             self.bytes[value] = self._emit("quantize", [self.floats(value)], scale=form.scale, zero_point=form.zero), form
         return self.bytes[value]
 
     def _wanted(self, value: Value) -> bool:
         """Whether somebody can read the value as bytes."""
-        if value in self.graph.outputs:
+        return value not in self.graph.outputs and any(self._takes_bytes(n) for n in self.readers.get(value, []))
+
+    def _takes_bytes(self, node: Node) -> bool:
+        """A function of one value (a gate's sigmoid, say) does so only on the way to a node that does: otherwise it has the
+        exact value, and not a byte, of the product before it."""
+        if node.output.name in self.skip:
             return False
-        return any(
-            n.output.name not in self.skip
-            and (n.op.name in _TAKES_BYTES or (n.op.view is not None and self._wanted(n.output)))
-            for n in self.readers.get(value, [])
-        )
+        if node.op.view is not None or node.op.name in UNARY:
+            return self._wanted(node.output)
+        return node.op.name in _TAKES_BYTES
 
     def _constant(self, array: np.ndarray, name: str) -> Value:
         return self.graph.add_constant(array, name)
@@ -157,6 +193,7 @@ class Rewriter:
             return False
         given, form = self.narrow(x)
         other = self.narrow(rest[1]) if len(rest) > 1 else None
+        bias = corrected(array, bias, node.attrs.get("groups", 1), self.means.get(x.name))
         quantised, scales, offset = quantise_weight(array, bias, form.scale)
         inputs = [given, self._constant(quantised, f"{weight.name}_int8"), self._constant(scales, f"{weight.name}_scale")]
         if offset is not None or other is not None:
@@ -240,25 +277,32 @@ class Rewriter:
             return False
         given, form = self.bytes[node.inputs[0]]
         out = self.form(node.output)
-        x = Value("x", (256,), np.float32)
-        probe = self.graph.make(node.op, [x], node.attrs)
-        arrays = {x: (np.arange(256, dtype=np.float32) - form.zero) * np.float32(form.scale)}
-        compute_now(probe, arrays)
-        stored = np.clip(np.rint(arrays[probe.output] / np.float32(out.scale)) + out.zero, 0, 255).astype(np.uint8)
+        stored = self._stored(node, (np.arange(256, dtype=np.float32) - form.zero) * np.float32(form.scale), out)
         self.bytes[node.output] = self._emit("byte_table", [given, self._constant(stored, "table")]), out
         return True
 
-    def _weight_only(self, node: Node) -> None:
-        """Weights of 8 bits that are widened before the graph runs; everything else stays float32."""
-        array = self.graph.constants.get(node.inputs[1]) if node.op.name in PRODUCTS else None
-        if array is not None and array.dtype == np.float32 and node.output.name not in self.skip:
-            quantised, scales, _ = quantise_weight(array, None, 1.0)
-            weight = self._emit("cast", [self._constant(quantised, f"{node.inputs[1].name}_int8")], dtype="float32")
-            node.inputs[1] = self._emit("multiply", [weight, self._constant(scales, f"{node.inputs[1].name}_scale")])
-            self.in_bytes.append(node.output.name)
-        else:
-            self.in_float.append(node.output.name)
-        self.graph.nodes.append(node)
+
+def _values(graph: Graph) -> list[Value]:
+    return [*graph.inputs, *(v for n in graph.nodes for v in n.outputs)]
+
+
+def drop_unread(graph: Graph) -> None:
+    """Forget constants that nothing reads any more."""
+    read = {v for n in graph.nodes for v in n.inputs} | set(graph.outputs)
+    graph.constants = {v: a for v, a in graph.constants.items() if v in read}
+
+
+def corrected(weight: np.ndarray, bias: np.ndarray | None, groups: int, mean: np.ndarray | None) -> np.ndarray | None:
+    """The bias that takes back what rounding the weights adds to each output channel on average (Nagel et al. 2019): the error
+    of the weights times the mean of what they read. Values in the padding count as inside. mean: (channels in,); None changes
+    nothing."""
+    if mean is None:
+        return bias
+    stored, scale, _ = quantise_weight(weight, None, 1.0)
+    error = (stored * scale - weight).astype(np.float64)
+    parts = zip(np.split(error, groups, axis=-1), np.split(mean, groups), strict=True)
+    shift = np.concatenate([np.einsum("...io,i->o", part, m) for part, m in parts])
+    return ((0.0 if bias is None else bias) - shift).astype(np.float32)
 
 
 def quantise_weight(weight: np.ndarray, bias: np.ndarray | None, x_scale: float):
