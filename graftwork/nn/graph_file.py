@@ -50,6 +50,19 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
             file.create_dataset(f"values/{i}", data=array)
 
 
+def is_graph(path: str | os.PathLike) -> bool:
+    """Whether a file says that it holds a graph. (Only HDF5 files are opened.)"""
+    import h5py
+
+    if not Path(path).is_file() or not h5py.is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return "graftwork_graph" in file.attrs
+    except OSError:
+        return False  # damaged: whoever reads it says how
+
+
 def load_graph(path: str | os.PathLike, device: str = "cpu") -> LoadedGraph:
     """Read a graph that `Graph.save` wrote; the result is called with tensors on `device` and returns a tensor, or a tuple of
     them. A file holds no device: what was captured on one may run on another.

@@ -16,8 +16,9 @@ def resize(model: Module, arrays: Mapping[str, np.ndarray]) -> Module:
     """Give parameters and buffers, by path, new arrays of any shape with as many dimensions; the rest stays. In place.
 
     What layers derive from shapes follows: the groups of a depthwise convolution, the constants of a batch norm without scale
-    or shift. The old tensors are left to whoever holds them, so an optimiser has to be made anew. Raises ShapeError, before
-    anything changes, for names that the model does not have and for arrays with another number of dimensions.
+    or shift. The old tensors are left to whoever holds them, so an optimiser has to be made anew. `model.resized` is set.
+    Raises ShapeError, before anything changes, for names that the model does not have and for arrays with another number of
+    dimensions.
     """
     own = dict([*model.named_parameters(), *model.named_buffers()])
     wrong = [n for n, a in arrays.items() if n not in own or np.ndim(a) != own[n].ndim]
@@ -36,6 +37,7 @@ def resize(model: Module, arrays: Mapping[str, np.ndarray]) -> Module:
                     made[id(value)] = _like(*fresh[id(value)])
                 _put(module, name, made[id(value)])
         _derive(module, before)
+    model.resized = True  # a file has to say its shapes
     return model
 
 
