@@ -78,7 +78,8 @@ def _read_group(path: Path, group: Any) -> dict[str, np.ndarray]:
     """All arrays of a group by name, each once its declared size is known to be sensible."""
     if "packed" in group.attrs:
         if int(group.attrs["packed"]) > packing.FORMAT:
-            raise CheckpointError(f"{path} is packed in a format that this version does not know ({group.attrs['packed']}); upgrade")
+            version = group.attrs["packed"]
+            raise CheckpointError(f"{path} is packed in a format that this version does not know ({version}); upgrade")
         return packing.unpack(packing.read_streams(lambda name: _checked(path, group, name), group))
     return {name.replace("|", "/"): _checked(path, group, name) for name in group}
 

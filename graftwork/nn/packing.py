@@ -4,7 +4,7 @@ Each array takes the shortest form that gives back its very values:
 
 - "int8": whole multiples, -127 to 127, of one scale an output channel (the last axis): the scales, and a byte an element;
 - "codebook": at most 256 different values: these, and a byte an element (Han et al. 2016, "Deep Compression");
-- "half": values that float16 can hold; "raw": anything else.
+- "half": values that float16 can hold; "byte": arrays of bytes; "raw": anything else.
 
 Arrays with many zeros store only what is not zero, and the gaps between. The bytes of all arrays together
 make four streams, which HDF5's gzip brings near their entropy.
@@ -31,8 +31,8 @@ _BOMB_BYTES, _BOMB_RATIO = 4 << 30, 1000  # no honest file holds that much and s
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The streams "index", "codes", "gaps", "floats" and "bytes" that `unpack` makes the same arrays of, value by value (zeros lose
-    their sign)."""
+    """The streams "index", "codes", "gaps", "floats" and "bytes" that `unpack` makes the same arrays of, value by value (zeros
+    lose their sign)."""
     streams: dict[str, list[np.ndarray]] = {name: [] for name in STREAMS}
     index = []
     for name, array in arrays.items():
@@ -51,9 +51,12 @@ def _joined(parts: list[np.ndarray], kind: Any) -> np.ndarray:
 def _pack(array: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     entry: dict[str, Any] = {"shape": list(array.shape), "dtype": array.dtype.name}
     flat = np.ascontiguousarray(array).ravel()
-    if array.dtype != np.float32:
+    if array.dtype in (np.int8, np.uint8):
+        form, parts = "byte", {"codes": flat.view(np.uint8)}
+    elif array.dtype == np.float32:
+        form, parts = _values(array, flat)
+    else:
         return _counted({**entry, "form": "raw"}, {"bytes": flat.view(np.uint8)})
-    form, parts = _values(array, flat)
     if array.size and np.count_nonzero(flat) <= (1 - SPARSE) * flat.size:
         there, stream = np.flatnonzero(flat), "floats" if form == "raw" else "codes"
         if form == "half":
@@ -158,7 +161,7 @@ class Packed:
     @property
     def stored_dtype(self) -> str:
         """What the values are stored as, such as "sparse codebook"."""
-        return f"{'sparse ' if self._sparse else ''}{self.dtype if self.form == 'raw' else self.form}"
+        return f"{'sparse ' if self._sparse else ''}{self.dtype if self.form in ('raw', 'byte') else self.form}"
 
     def read(self, out: np.ndarray | None = None) -> np.ndarray:
         """The values; into `out`, an array of this shape, if given. Raises WeightsError if they do not fit the shape."""
@@ -183,6 +186,9 @@ class Packed:
             given = self._parts.get("bytes", np.zeros(0, np.uint8))
             stored = given[: len(given) // kind.itemsize * kind.itemsize].view(kind) if floats is None else floats
             return self._shaped(stored.astype(self.dtype), size)
+        if self.form == "byte" and codes is not None and self.dtype.itemsize == 1:
+            places = _places(self._parts["gaps"], len(codes), size) if self._sparse else None
+            return self._spread(codes.view(self.dtype), places, size)
         if codes is None or floats is None or self.form not in ("codebook", "int8"):
             raise WeightsError(f"packed array {self.name!r} has the unknown form {self.form!r}; upgrade, or save it again")
         places = _places(self._parts["gaps"], len(codes), size) if self._sparse else None
@@ -197,8 +203,8 @@ class Packed:
 
     def _spread(self, values: np.ndarray, places: np.ndarray | None, size: int) -> np.ndarray:
         if places is None:
-            return self._shaped(values, size)
-        whole = np.zeros(size, np.float32)
+            return self._shaped(values.astype(self.dtype), size)
+        whole = np.zeros(size, self.dtype)
         whole[places] = values
         return whole.reshape(self.shape)
 

@@ -46,6 +46,8 @@ ARRAYS = {
     "scalar": (np.array(np.float32(1.1)), "float32"),
     "empty": (np.zeros((0, 3), np.float32), "half"),
     "nan": (np.array([np.nan, 1, 1, 1, 1, 1, 1, 1], np.float32), "float32"),
+    "bytes": (rng().integers(-128, 128, (9, 5)).astype(np.int8), "int8"),
+    "sparse bytes": (np.eye(20, 30, 3, dtype=np.uint8) * 255, "sparse uint8"),
     "integers": (np.arange(5), "int64"),
     "doubles": (rng().standard_normal(5), "float64"),
     "subnormal scale": (np.full((40, 2), 1e-44, np.float32), "codebook"),
