@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, WeightsError
+from . import packing
 from .files import atomic_path
 
 FORMAT = 1
 BOMB_BYTES, BOMB_RATIO = 4 << 30, 1000  # no honest array is that large and stored that small
 
 
-def save(path: str | Path, arrays: dict[str, dict[str, np.ndarray]], info: dict[str, Any]) -> None:
-    """Write groups of named arrays and a JSON-able `info`; the file appears whole or not at all."""
+def save(path: str | Path, arrays: dict[str, dict[str, np.ndarray]], info: dict[str, Any], packed: Sequence[str] = ()) -> None:
+    """Write groups of named arrays and a JSON-able `info`; the file appears whole or not at all.
+
+    packed: groups whose arrays are packed together (`packing.py`): exact, and small where weights were pruned, clustered or
+    rounded.
+    """
     import h5py
 
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
@@ -24,6 +30,10 @@ def save(path: str | Path, arrays: dict[str, dict[str, np.ndarray]], info: dict[
         file.attrs["info"] = json.dumps(info)
         for group, entries in arrays.items():
             target = file.create_group(group)
+            if group in packed:
+                target.attrs["packed"] = packing.FORMAT
+                packing.write_streams(target, packing.pack(entries))
+                continue
             for name, value in entries.items():
                 target.create_dataset(name.replace("/", "|"), data=value)
 
@@ -49,6 +59,8 @@ def load(path: str | Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, 
             return arrays, info
     except CheckpointError:
         raise
+    except WeightsError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({error}); is it damaged or truncated?") from error
 
@@ -64,11 +76,17 @@ def _linked(path: Path, group: Any, name: str) -> Any:
 
 def _read_group(path: Path, group: Any) -> dict[str, np.ndarray]:
     """All arrays of a group by name, each once its declared size is known to be sensible."""
-    found = {}
-    for name in group:
-        data = _linked(path, group, name)
-        stored = data.id.get_storage_size()
-        if data.external or data.is_virtual or (data.nbytes > BOMB_BYTES and data.nbytes > BOMB_RATIO * stored):
-            raise CheckpointError(f"{path}: {name!r} declares {data.nbytes:,} bytes and stores {stored:,} of them; refused")
-        found[name.replace("|", "/")] = data[()]
-    return found
+    if "packed" in group.attrs:
+        if int(group.attrs["packed"]) > packing.FORMAT:
+            version = group.attrs["packed"]
+            raise CheckpointError(f"{path} is packed in a format that this version does not know ({version}); upgrade")
+        return packing.unpack(packing.read_streams(lambda name: _checked(path, group, name), group))
+    return {name.replace("|", "/"): _checked(path, group, name) for name in group}
+
+
+def _checked(path: Path, group: Any, name: str) -> np.ndarray:
+    data = _linked(path, group, name)
+    stored = data.id.get_storage_size()
+    if data.external or data.is_virtual or (data.nbytes > BOMB_BYTES and data.nbytes > BOMB_RATIO * stored):
+        raise CheckpointError(f"{path}: {name!r} declares {data.nbytes:,} bytes and stores {stored:,} of them; refused")
+    return data[()]

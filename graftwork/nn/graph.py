@@ -223,8 +223,9 @@ class Graph:
 
         return page(self, path, times)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write structure, states and constants to an HDF5 file that `graftwork.load_graph` runs without model code."""
+    def save(self, path: str | os.PathLike, packed: bool = False) -> None:
+        """Write structure, states and constants to an HDF5 file that `graftwork.load_graph` runs without model code. packed: in
+        few bytes, for a quantised, pruned or clustered network."""
         from .graph_file import save
 
-        save(self, path)
+        save(self, path, packed)

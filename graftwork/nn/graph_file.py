@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DeviceError, DTypeError, GraphError, ShapeError
+from . import packing
 from .compile import executable
 from .files import atomic_path
 from .graph import Graph, Node, Value
 from .op import OPS
 from .tensor import Tensor, device_of, host, tensor
 
-FORMAT = 1
+FORMAT, PACKED = 1, 2  # packed files have another number, so that versions that know none of them say so
 _LARGEST = 4 << 30  # bytes that a dataset may declare if it is much larger than what is stored for it
 _DAMAGED = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, RecursionError)
 
 
-def save(graph: Graph, path: str | os.PathLike) -> None:
-    """Write a graph with the present values of its states; the file appears whole or not at all."""
+def save(graph: Graph, path: str | os.PathLike, packed: bool = False) -> None:
+    """Write a graph with the present values of its states; the file appears whole or not at all. packed: exactly, in few
+    bytes, where weights were quantised, pruned or clustered (`packing.py`)."""
     import h5py
 
     structure = {
@@ -43,11 +46,30 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
         ],
         "outputs": [v.name for v in graph.outputs],
     }  # fmt: skip
+    arrays = {str(i): a for i, a in enumerate([*(host(t.data) for t in graph.states.values()), *graph.constants.values()])}
+    text = np.frombuffer(json.dumps(structure).encode(), np.uint8)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["graftwork_graph"] = FORMAT
-        file.create_dataset("structure", data=np.frombuffer(json.dumps(structure).encode(), np.uint8))
-        for i, array in enumerate([*(host(t.data) for t in graph.states.values()), *graph.constants.values()]):
-            file.create_dataset(f"values/{i}", data=array)
+        file.attrs["graftwork_graph"] = PACKED if packed else FORMAT
+        file.create_dataset("structure", data=text, **({"compression": "gzip"} if packed else {}))
+        values = file.create_group("values")
+        if packed:
+            packing.write_streams(values, packing.pack(arrays))
+            return
+        for name, array in arrays.items():
+            values.create_dataset(name, data=array)
+
+
+def is_graph(path: str | os.PathLike) -> bool:
+    """Whether a file says that it holds a graph. (Only HDF5 files are opened.)"""
+    import h5py
+
+    if not Path(path).is_file() or not h5py.is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return "graftwork_graph" in file.attrs
+    except OSError:
+        return False  # damaged: whoever reads it says how
 
 
 def load_graph(path: str | os.PathLike, device: str = "cpu") -> LoadedGraph:
@@ -66,10 +88,10 @@ def load_graph(path: str | os.PathLike, device: str = "cpu") -> LoadedGraph:
             version = int(file.attrs.get("graftwork_graph", 0))
             if version == 0:
                 raise GraphError(f"{path} is an HDF5 file but holds no graph; graph.save(path) writes one")
-            if version > FORMAT:
-                raise GraphError(f"{path} has graph format {version}, this version reads up to {FORMAT}; upgrade it")
+            if version > PACKED:
+                raise GraphError(f"{path} has graph format {version}, this version reads up to {PACKED}; upgrade it")
             structure = json.loads(bytes(_read(file, "structure")))
-            graph = _rebuild(structure, file, device)
+            graph = _rebuild(structure, _values(file, version), device)
         graph.check()
     except GraphError:
         raise
@@ -155,7 +177,15 @@ def _read(file: Any, name: str) -> np.ndarray:
     return data[()]
 
 
-def _rebuild(structure: dict, file: Any, device: str) -> Graph:
+def _values(file: Any, version: int) -> Callable[[str], np.ndarray]:
+    """What gives the array of a number."""
+    if version == FORMAT:
+        return lambda name: np.asarray(_read(file, f"values/{name}"))
+    found = packing.entries(packing.read_streams(lambda name: _read(file, f"values/{name}"), file["values"]))
+    return lambda name: found[name].read()
+
+
+def _rebuild(structure: dict, values: Callable[[str], np.ndarray], device: str) -> Graph:
     graph = Graph(str(structure["name"]), "cuda:0" if device == "cuda" else device)
     known: dict[str, Value] = {}
 
@@ -168,8 +198,7 @@ def _rebuild(structure: dict, file: Any, device: str) -> Graph:
 
     graph.inputs = [fresh(entry) for entry in structure["inputs"]]
     for i, entry in enumerate([*structure["states"], *structure["constants"]]):
-        value, array = fresh(entry), _read(file, f"values/{i}")
-        array = np.asarray(array)
+        value, array = fresh(entry), values(str(i))
         if array.shape != value.shape or array.dtype != value.dtype:
             raise GraphError(f"{value.name} holds {array.dtype}{list(array.shape)}, its graph says {value.spec}")
         if i < len(structure["states"]):

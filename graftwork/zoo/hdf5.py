@@ -3,7 +3,8 @@
 Legacy: a file holds the attribute `layer_names`; each layer is a group with the attribute `weight_names`, and a tensor is
 at group plus weight name. Whole models keep the same below the group `model_weights`, and their configuration as JSON in
 the attribute `model_config`. Attributes that do not fit into one object header are split into `name0`, `name1`, ... Keras
-3's `.weights.h5` is described in `weights_h5`. Content decides which it is, never the suffix.
+3's `.weights.h5` is described in `weights_h5`. A packed file of ours has the attribute `graftwork_packed`. Content
+decides which it is, never the suffix.
 
 A file is data from a stranger: names come from the attributes only, links lead nowhere but to objects of the same file,
 sizes are checked before memory is taken, and whatever is wrong with it is a WeightsError. The HDF5 library is not used here
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import ModelError, WeightsError
+from ..nn import packing
 from . import weights_h5
 from .hdf5_foreign import rewritten
 from .hdf5_format import SIGNATURE, Damaged, Dataset, Group, Reader, Unusual, check_sizes
@@ -91,7 +93,8 @@ def _into(values: np.ndarray, out: np.ndarray | None) -> np.ndarray:
 
 
 Layers = dict[str, list[tuple[str, np.ndarray]]]
-LazyLayers = dict[str, list[tuple[str, StoredArray]]]
+LazyLayers = dict[str, list[tuple[str, StoredArray]]]  # of a packed file: `packing.Packed`, which is read alike
+PACKED = "graftwork_packed"  # the attribute of a file whose tensors are packed together (`nn/packing.py`)
 
 
 # -- opening ---------------------------------------------------------------------------------------------------------
@@ -220,7 +223,9 @@ def _legacy_root(file: Group) -> Group | None:
 
 
 def layout_of(file: Group) -> str:
-    """"legacy", "whole model" or "weights.h5". WeightsError for HDF5 of another kind."""
+    """"legacy", "whole model", "weights.h5" or "packed". WeightsError for HDF5 of another kind."""
+    if PACKED in file.attrs:
+        return "packed"
     root = _legacy_root(file)
     if root is not None:
         return "legacy" if root is file else "whole model"
@@ -238,6 +243,22 @@ def _legacy(root: Group) -> dict[str, weights_h5.Entries]:
             raise WeightsError(f"{root.reader.name}: two layers are named {layer!r}; the file is damaged")
         group = _follow(root, layer)
         found[layer] = [(name, _dataset(group, name)) for name in _names(group, "weight_names")]  # type: ignore[arg-type]
+    return found
+
+
+def _packed(file: Group) -> dict[str, list[tuple[str, packing.Packed]]]:
+    """Layers of a file that `writing.write_packed` wrote."""
+    version, group = np.asarray(file.attribute(PACKED)), file.child("packed") if "packed" in file.links else None
+    if version.dtype.kind not in "iu" or version.shape != () or not isinstance(group, Group):
+        raise WeightsError(f"{file.reader.name} says that it is packed and holds no packed tensors; the file is damaged")
+    if int(version) > packing.FORMAT:
+        raise WeightsError(f"{file.reader.name} is packed in format {version}, this version reads {packing.FORMAT}; upgrade")
+    streams = {name: _dataset(group, name) for name in group.links}
+    check_sizes(file.reader, list(streams.values()))
+    found: dict[str, list[tuple[str, packing.Packed]]] = {}
+    for name, packed in packing.entries(packing.read_streams(lambda name: streams[name].read(), streams)).items():
+        layer, _, weight = name.partition("\n")
+        found.setdefault(layer, []).append((weight, packed))
     return found
 
 
@@ -266,7 +287,10 @@ def read_lazy(source: Source, layers: Sequence[LayerSpec] | None = None,
     """
 
     def action(file: Group) -> LazyLayers:
-        if layout_of(file) == "weights.h5":
+        layout = layout_of(file)
+        if layout == "packed":
+            return _packed(file)  # type: ignore[return-value]
+        if layout == "weights.h5":
             tree = weights_h5.read_tree(file)
             found = weights_h5.by_name(tree, file.reader.name) if layers is None else weights_h5.arrange(tree, layers, order)
         else:
@@ -289,10 +313,12 @@ def read_layers(source: Source, layers: Sequence[LayerSpec] | None = None) -> La
     return {layer: [(name, data.read()) for name, data in entries] for layer, entries in lazy.items()}
 
 
-def read_stored(source: Source) -> list[StoredArray]:
+def read_stored(source: Source) -> list[Any]:
     """Every tensor of a file, whatever its layout, without names; values are read when they are asked for."""
 
-    def action(file: Group) -> list[StoredArray]:
+    def action(file: Group) -> list[Any]:
+        if PACKED in file.attrs:
+            return [packed for entries in _packed(file).values() for _, packed in entries]
         root = _legacy_root(file)
         found = {"": weights_h5.every(weights_h5.read_tree(file))} if root is None else _legacy(root)
         _check_numbers(file, found)
@@ -315,13 +341,18 @@ def read_origin(source: Source) -> tuple[str | None, str | None]:
 
 
 def read_layout(source: Source) -> str:
-    """ "legacy", "whole model" or "weights.h5"; WeightsError for a file that is none of them."""
+    """ "legacy", "whole model", "weights.h5" or "packed"; WeightsError for a file that is none of them."""
     return with_file(source, layout_of)
+
+
+def read_text(source: Source, name: str) -> str | None:
+    """A root attribute of text, or None if the file has none of this name."""
+    return with_file(source, lambda file: _optional_text(file, name))
 
 
 def read_model_config(source: Source) -> dict[str, Any] | None:
     """The configuration in a whole-model file, or None in a file of weights only. Raises ModelError if it is not JSON."""
-    text = with_file(source, lambda file: _optional_text(file, "model_config"))
+    text = read_text(source, "model_config")
     return None if text is None else parse_config(text, source if not isinstance(source, bytes) else "these bytes")
 
 

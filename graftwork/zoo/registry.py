@@ -135,6 +135,7 @@ def create(name: str, weights: str | Path | None = None, include_top: bool = Tru
         load_weights(model, path, skip=() if keep else tuple(entry.info.get("top", ())))
         if keep and str(weights) in entry.weights and "classes" in entry.info:
             model.labels = tuple(entry.info["classes"])
+    model.origin = (name, tuple({"include_top": include_top, "pooling": pooling, **options}.items()))
     return model.eval()
 
 

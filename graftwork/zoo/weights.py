@@ -26,7 +26,7 @@ from .hdf5 import LazyLayers, StoredArray, read_layers, read_lazy
 from .layer_order import inner_specs, kind, layer_specs
 from .matching import Slot, compare, listing, own_slots, recounted, renamed
 from .weights_h5 import LayerSpec
-from .writing import Form, write_layers, write_weights_h5
+from .writing import Form, write_layers, write_packed, write_weights_h5
 
 ROOT = "top_level_model_weights"  # Keras's name for tensors that belong to the model itself and to no layer
 
@@ -144,7 +144,8 @@ def save_weights(model: Module, path: str | Path, attributes: Mapping[str, Any] 
     """Write the model's weights as an HDF5 file that `load_weights` and Keras read; whole or not at all.
 
     attributes: more root attributes to keep with the weights.
-    layout: "legacy" or "weights.h5" (Keras 3); by default as the path's name says, which Keras goes by as well.
+    layout: "legacy" or "weights.h5" (Keras 3); by default as the path's name says, which Keras goes by as well. "packed" is
+    for weights that were pruned, clustered or rounded to 8 bits: exact and small (`nn/packing.py`), and unknown to Keras.
     dtype: of floating-point tensors in the file: "float32" (tensors of other types stay as they are), "float16" or "bfloat16"
     (Keras 3's layout only). Halves the file and rounds the values; loading widens them again.
     compression: "gzip" or None. Trained weights are nearly random bits: expect some 10 % less, and slower reading.
@@ -158,6 +159,11 @@ def save_weights(model: Module, path: str | Path, attributes: Mapping[str, Any] 
             layer: [(f"{layer}/{slot.name}:0", _stored(slot)) for slot in slots] for layer, slots in layer_slots(model).items()
         }
         write_layers(path, layers, attributes, form)
+    elif layout == "packed":
+        if dtype != "float32":
+            raise ConfigError(f'dtype={dtype!r}: packed files are exact; round the weights first, or use layout="legacy"')
+        layers = {layer: [(slot.name, _stored(slot)) for slot in slots] for layer, slots in layer_slots(model).items()}
+        write_packed(path, layers, attributes)
     elif layout == "weights.h5" and hasattr(model, "file_entries"):
         write_weights_h5(path, model.file_entries(), attributes, form)
     elif layout == "weights.h5":
@@ -165,7 +171,7 @@ def save_weights(model: Module, path: str | Path, attributes: Mapping[str, Any] 
         specs = layer_specs(model, modules)
         write_weights_h5(path, [(spec, _places(modules[spec.name])) for spec in specs], attributes, form)
     else:
-        raise ConfigError(f'layout={layout!r}; expected "legacy" or "weights.h5"')
+        raise ConfigError(f'layout={layout!r}; expected "legacy", "weights.h5" or "packed"')
 
 
 def _stored(slot: Slot) -> np.ndarray:

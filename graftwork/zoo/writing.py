@@ -1,4 +1,4 @@
-"""Writing weights as HDF5 files that Keras loads: its legacy layout, and Keras 3's `.weights.h5`."""
+"""Writing weights as HDF5 files: Keras's legacy layout, Keras 3's `.weights.h5`, and packed, which Keras does not know."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, GraftworkError, WeightsError
+from ..nn import packing
 from ..nn.files import atomic_path
 from .weights_h5 import LayerSpec, counted, place
 
@@ -144,6 +145,15 @@ def write_weights_h5(path: str | Path, layers: Sequence[tuple[LayerSpec, Entries
                 for name, value in entries:
                     form.create(group, place(layer, name), value)
         _write_attributes(file, attributes)
+
+
+def write_packed(path: str | Path, layers: Mapping[str, Entries], attributes: Mapping[str, Any] | None = None) -> None:
+    """Write all tensors packed together (`nn/packing.py`): exact, and small where they were pruned, clustered or rounded. Keras
+    does not read such files. Raises DataError for a folder that cannot be written to."""
+    with atomic_h5(path) as file:
+        arrays = {f"{layer}\n{name}": value for layer, entries in layers.items() for name, value in entries}
+        packing.write_streams(file.create_group("packed"), packing.pack(arrays))
+        _write_attributes(file, {"graftwork_packed": packing.FORMAT, **(attributes or {})})
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def test_files_that_are_no_graphs(tmp_path, saved):
         gw.load_graph(tmp_path / "other.h5")
     with h5py.File(saved, "r+") as file:
         file.attrs["graftwork_graph"] = 99
-    with pytest.raises(errors.GraphError, match="format 99, this version reads up to 1"):
+    with pytest.raises(errors.GraphError, match="format 99, this version reads up to 2"):
         gw.load_graph(saved)
 
 

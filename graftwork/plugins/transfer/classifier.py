@@ -169,21 +169,24 @@ class ImageClassifier(Parameters):
             )
         return np.array([self.classes.index(n) for n in given]) if given.dtype.kind in "US" else given
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, packed: bool = False) -> None:
         """Write trunk and classifier to one HDF5 file that `load` reads; it appears whole or not at all.
 
+        packed: in few bytes where the trunk was pruned, clustered or rounded; the trunk exactly, the classifier in float32.
         Raises ConfigError for an estimator that cannot be written as arrays (see heads.py).
         """
         self._require_fitted()
         info: dict[str, Any] = {
             "model": self.model_name, "classes": self.classes, "C": self.C_, "layer": self.layer, "pooling": self.pooling,
-            "input_shape": list(self.model.input_shape),
+            "input_shape": list(self.model.input_shape), "resized": getattr(self.model, "resized", False),
         }  # fmt: skip
         if self.estimator_ is None:
             head = {"mean": self.mean, "scale": self.scale, "weight": self.weight, "bias": self.bias}
         else:
             info["estimator"], head = pack(self.estimator_)
-        save_parts(path, KIND, {"trunk": self.model.state_dict(), "head": head}, info)
+        if packed:
+            head = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in head.items()}
+        save_parts(path, KIND, {"trunk": self.model.state_dict(), "head": head}, info, ("trunk", "head") if packed else ())
 
     def _require_fitted(self) -> None:
         if not self.classes:
@@ -241,6 +244,8 @@ def load_trunk(path: str | Path, state: dict[str, np.ndarray], info: dict[str, A
     """The network of a saved model, with its weights. Raises WeightsError where they do not fit."""
     model = create(info["model"], include_top=False, pooling="avg", input_shape=tuple(info["input_shape"]))
     try:
+        if info.get("resized") is True:
+            shrink(model, {name: value.shape for name, value in state.items()}, path)
         model.load_state_dict(state)
     except WeightsError as error:
         raise WeightsError(f"{path}: its network is not the {info['model']} of this version: {error}") from error

@@ -144,9 +144,10 @@ class FineTuned:
         """Share of pictures whose class is predicted right."""
         return float((self.predict(pictures) == np.asarray(labels)).mean())
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, packed: bool = False) -> None:
         """Write network, head, classes, recipe and history to one HDF5 file; it appears whole or not at all.
 
+        packed: exactly, in few bytes where the network was pruned, clustered or rounded.
         Raises ConfigError if the network's name in the zoo is not known: give `fine_tune` a `model_name`.
         """
         if self.model_name is None:
@@ -156,8 +157,9 @@ class FineTuned:
             "kind": KIND, "format": FORMAT, "graftwork": __version__, "model": self.model_name, "classes": self.classes,
             "input_shape": list(self.model.trunk.input_shape), "features": self.model.head.weight.shape[0],
             "recipe": dataclasses.asdict(self.recipe), "history": self.history, "best": self.best,
+            "resized": getattr(self.model.trunk, "resized", False),
         }  # fmt: skip
-        save_arrays(path, {"model": self.model.state_dict()}, info)
+        save_arrays(path, {"model": self.model.state_dict()}, info, ("model",) if packed else ())
 
     @classmethod
     def load(cls, path: str | Path) -> FineTuned:
@@ -173,6 +175,9 @@ class FineTuned:
         try:
             recipe = _recipe_from(info["recipe"])
             trunk = create(info["model"], include_top=False, pooling="avg", input_shape=tuple(info["input_shape"]))
+            if info.get("resized") is True:
+                shapes = {name: value.shape for name, value in arrays["model"].items()}
+                shrink(trunk, {n.removeprefix("trunk."): s for n, s in shapes.items() if n.startswith("trunk.")}, path)
             model = WithHead(trunk, int(info["features"]), len(info["classes"]), recipe.dropout)
             model.eval()
             model.load_state_dict(arrays["model"])

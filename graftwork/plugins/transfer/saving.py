@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ...nn.checkpoint import save as save_arrays
 FORMAT = 2  # 2: any classifier of heads.py; 1 had logistic regression alone
 
 
-def save_parts(path: str | Path, kind: str, arrays: dict[str, dict[str, np.ndarray]], info: dict[str, Any]) -> None:
-    """Write groups of arrays and JSON-able settings; the file appears whole or not at all."""
-    save_arrays(path, arrays, {"kind": kind, "format": FORMAT, **info})
+def save_parts(path: str | Path, kind: str, arrays: dict[str, dict[str, np.ndarray]], info: dict[str, Any],
+               packed: Sequence[str] = ()) -> None:  # fmt: skip
+    """Write groups of arrays and JSON-able settings; the file appears whole or not at all. packed: groups to pack."""
+    save_arrays(path, arrays, {"kind": kind, "format": FORMAT, **info}, packed)
 
 
 def load_parts(
