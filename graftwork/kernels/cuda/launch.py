@@ -493,7 +493,10 @@ def kernel(describe: Callable) -> Callable:
         run(*described(arrays, out, attrs))
 
     fn.describe = describe  # type: ignore[attr-defined]
-    fn.bind = lambda *arrays, out=None, steady=(), **attrs: Bound(*described(arrays, out, attrs), steady)  # type: ignore[attr-defined]
+    def bind(*arrays: Any, out: Any = None, steady: Collection[int] = (), **attrs: Any) -> Bound:
+        return Bound(*described(arrays, out, attrs), steady)
+
+    fn.bind = bind  # type: ignore[attr-defined]
     return fn
 
 
