@@ -49,6 +49,15 @@ class CudaExecutable(Executable):
                 steps.append(Step(node, variant=_variant(node)))
         return steps
 
+    def _in_place(self, step: Step) -> Sequence[int]:
+        """Of elementwise kernels, inputs with elements as large as the output's, unless a view of that memory is read too."""
+        if not getattr(_kernel(step.node), "elementwise", False):
+            return ()
+        inputs, size = step.node.inputs, step.node.output.dtype.itemsize
+        bases = [self.place(v)[0] for v in inputs]
+        viewed = {base for v, base in zip(inputs, bases, strict=True) if v is not base}
+        return [i for i, v in enumerate(inputs) if v.dtype.itemsize == size and v not in viewed]
+
     def _bind_anew(self, exchanged: bool) -> None:
         if not exchanged:  # what is computed ahead is written to where it was
             if self.replay is not None:

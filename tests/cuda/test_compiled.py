@@ -197,6 +197,20 @@ def test_a_description_may_not_depend_on_more_than_it_says(emulated):
         b.launch("chain.cu", "chain", {}, 1, 32, b.empty((4,), "float32"), weight, x)
 
 
+def test_an_elementwise_result_takes_over_an_input_that_dies(gpu, rng):
+    """One buffer for a row of functions; two where a transposed view of the same memory is read as well."""
+    x = cuda(rng.standard_normal((64, 64)).astype(np.float32))
+    one = x.numpy().nbytes
+    cases = {
+        1: lambda x: F.softmax(F.gelu(F.softmax(x, axis=1) * 2.0), axis=1),
+        2: lambda x: (lambda y: F.softmax(y + y.T, axis=0))(F.softmax(x, axis=1)),
+    }
+    for buffers, function in cases.items():
+        fast = gw.compile(function)
+        np.testing.assert_allclose(fast(x).numpy(), function(x).numpy(), rtol=1e-5, atol=1e-7)
+        assert fast.executable(x).arena_bytes == buffers * one, buffers
+
+
 class Bytes(nn.Module):
     """A node of every kind that runs in 8 bits."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..reference.byte_images import bounds
 from .elementwise import describe_chain
-from .launch import Builder, View, ceil_div, kernel, structure, vector_width
+from .launch import Builder, View, ceil_div, elementwise, kernel, structure, vector_width
 from .pool import BLOCK, windows_of
 
 
@@ -20,18 +20,18 @@ def _step(b: Builder, name: str, inputs: tuple[View, ...], out: View, **paramete
     describe_chain(b, inputs, out, ((name, tuple(range(len(inputs))), tuple(sorted(parameters.items()))),))
 
 
-@kernel
+@elementwise
 def quantize(b: Builder, x: View, *, out: View, scale: float, zero_point: int) -> None:
     low, high = bounds(scale, zero_point, None, None)
     _step(b, "quantize", (x,), out, factor=1 / scale, zero=zero_point, low=low, high=high)
 
 
-@kernel
+@elementwise
 def dequantize(b: Builder, x: View, *, out: View, scale: float, zero_point: int) -> None:
     _step(b, "dequantize", (x,), out, factor=scale, zero=zero_point)
 
 
-@kernel
+@elementwise
 def quantized_add(b: Builder, x: View, y: View, *, out: View, x_scale: float, x_zero_point: int, y_scale: float,
                   y_zero_point: int, out_scale: float, out_zero_point: int, low, high) -> None:  # fmt: skip
     low, high = bounds(out_scale, out_zero_point, low, high)

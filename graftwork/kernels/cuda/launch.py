@@ -500,6 +500,14 @@ def kernel(describe: Callable) -> Callable:
     return fn
 
 
+def elementwise(describe: Callable) -> Callable:
+    """As `kernel`, of an op that reads no more than element i of its inputs before it writes element i of the output: a planner
+    may give the output the memory of an input of as many bytes."""
+    fn = kernel(describe)
+    fn.elementwise = True  # type: ignore[attr-defined]
+    return fn
+
+
 def _describe(describe, views, inputs: int, many: bool, machine: Machine, attrs) -> Description:
     builder = Builder(len(views), machine.capability, machine.processors, machine.chip)
     outs = views[inputs:]
