@@ -301,11 +301,13 @@ def problems(rows: list[dict]) -> list[str]:
 
 
 def table(rows: list[dict]) -> str:
-    """A row a kernel and set of macros, a column of registers an architecture."""
+    """A row a kernel and set of macros, a column of registers an architecture: of chains that share a row, the neediest's."""
     names = [a for a in ARCHITECTURES if any(r["architecture"] == a for r in rows)]
     found: dict[tuple, dict[str, dict]] = {}
     for r in rows:
-        found.setdefault((r["file"], r["kernel"], r["macros"]), {})[r["architecture"]] = r
+        by = found.setdefault((r["file"], r["kernel"], r["macros"]), {})
+        if r["registers"] >= by.get(r["architecture"], r)["registers"]:
+            by[r["architecture"]] = r
     lines = [f"| kernel | macros | threads | shared bytes | {' | '.join(names)} |", f"|{'---|' * (4 + len(names))}"]
     for (_, kernel, macros), by in found.items():
         first = next(iter(by.values()))
