@@ -328,6 +328,13 @@ def test_foreign_memory_stays_live(gpu):
     assert (fast(x).numpy() == 1).all()
     values[:] = 5
     assert (fast(x).numpy() == 5).all()
+    values = np.ones((4, 8), np.int8)  # a weight, which a kernel of ours would turn once
+    Foreign.__cuda_array_interface__ = values.__array_interface__ | {"version": 3}
+    weight, scale, rows = gw.tensor(Foreign()), cuda(np.ones(8, np.float32)), cuda(np.ones((3, 4), np.int8))
+    product = gw.compile(lambda x: F.quantized_matmul(x, weight, scale, x_scale=1.0))
+    assert (product(rows).numpy() == 4).all()
+    values[:] = 5
+    assert (product(rows).numpy() == 20).all()
 
 
 def test_a_graph_file_moves_between_devices(gpu, tmp_path):
