@@ -69,8 +69,8 @@ class CudaExecutable(Executable):
         self.replay = None
 
     def steady_values(self) -> set[Value]:
-        """Values that stay the same from replay to replay unless a refresh finds otherwise: constants, unwritten states, and what
-        is computed ahead of those. Memory of another library's may change at any time, so it is left out."""
+        """Values that stay the same from replay to replay unless a refresh finds otherwise: constants, unwritten states, and
+        what is computed ahead of those. Memory of another library's may change at any time, so it is left out."""
         foreign = {v for v, t in self.graph.states.items() if cuda.is_foreign(memory(t.data))}
         return (self.fixed - foreign).union(*(n.outputs for n in self.ahead_nodes))
 
