@@ -392,9 +392,33 @@ def memory_cases(bench: Bench, size: int) -> Iterator[tuple[str, float, Callable
         ours("dropout", x, state, out=(out, mask), rate=0.1),
         lambda: torch.nn.functional.dropout(tx, 0.1),
     )
+    yield from byte_cases(bench, size, ours)
     lr = bench.cupy.asarray(np.asarray(1e-6, np.float32))
     attrs = {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "dampening": 0.0}
     yield "SGD with momentum", 5 * nbytes, ours("sgd_update", x, y, bench.random((rows, 1024)), lr, out=None, **attrs), None
+
+
+def byte_cases(bench: Bench, size: int, ours: Callable) -> Iterator[tuple[str, float, Callable, Callable | None]]:
+    """The same of what a network in bytes consists of beside products: `size` bytes, in images of 64 channels."""
+    side = math.isqrt(size // 64 // 4)
+    shape, half = (4, side, side, 64), (4, side // 2, side // 2, 64)
+    pixels, torch = float(math.prod(shape)), bench.torch
+    a, b = (bench.cupy.asarray(np.random.default_rng(i).integers(0, 256, shape).astype(np.uint8)) for i in range(2))
+    table = bench.cupy.asarray(np.arange(256, dtype=np.uint8)[::-1].copy())
+    out, small, real = launch.empty(shape, np.uint8), launch.empty(half, np.uint8), bench.random(shape)
+    forms = {"x_scale": 0.02, "x_zero_point": 3, "out_scale": 0.05, "out_zero_point": 11}
+    window = {"window": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0))}
+    step = {"scale": 0.05, "zero_point": 128}
+    t_real = bench.peer(real) if torch is not None else None
+    yield ("float32 to bytes", 5 * pixels, ours("quantize", real, out=out, **step),
+           lambda: torch.quantize_per_tensor(t_real, 0.05, 128, torch.quint8))  # fmt: skip
+    yield "bytes to float32", 5 * pixels, ours("dequantize", a, out=bench.empty(shape), **step), None
+    added = {**forms, "y_scale": 0.07, "y_zero_point": 200, "low": 0.0, "high": None}
+    yield "sum of bytes", 3 * pixels, ours("quantized_add", a, b, out=out, **added), None
+    yield "table of bytes", 2 * pixels, ours("byte_table", a, table, out=out), None
+    yield "max pooling 2x2 of bytes", 1.25 * pixels, ours("quantized_max_pool2d", a, out=small, **window), None
+    yield ("mean pooling 2x2 of bytes", 1.25 * pixels,
+           ours("quantized_avg_pool2d", a, out=small, **window, **forms, count_padding=False), None)  # fmt: skip
 
 
 # -- launches ----------------------------------------------------------------------------------------------------------

@@ -221,14 +221,18 @@ class Executable:
 
     def _taken_over(self, step: Step, value: Value, base: Value, at: int, last, buffers) -> Buffer | None:
         """The buffer of an input that dies here and that the output may overwrite."""
-        if step.plan is None or value is not base:
+        if value is not base:
             return None
-        for i in step.plan.in_place:
+        for i in self._in_place(step):
             source = step.node.inputs[i]
             whole = source not in self.places and source in buffers
             if whole and last[source] == at and source.nbytes == value.nbytes and buffers[source].last == at:
                 return buffers[source]
         return None
+
+    def _in_place(self, step: Step) -> Sequence[int]:
+        """Positions of the inputs that the step's output may overwrite, if they die here and lie alone in their buffer."""
+        return step.plan.in_place if step.plan is not None else ()
 
     @property
     def ahead_bytes(self) -> int:

@@ -13,16 +13,16 @@ list of launches, which a warning says once.
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .. import cuda
 from ..kernels import registry
 from ..kernels.cuda.launch import address_of, empty, require_current
-from .autograd import mark_written
+from .autograd import mark_written, memory
 from .graph import Graph, Node, Value
 from .lower import Executable, Place, Placed, Step
 from .tensor import device_number, tensor
@@ -49,6 +49,15 @@ class CudaExecutable(Executable):
                 steps.append(Step(node, variant=_variant(node)))
         return steps
 
+    def _in_place(self, step: Step) -> Sequence[int]:
+        """Of elementwise kernels, inputs with elements as large as the output's, unless a view of that memory is read too."""
+        if not getattr(_kernel(step.node), "elementwise", False):
+            return ()
+        inputs, size = step.node.inputs, step.node.output.dtype.itemsize
+        bases = [self.place(v)[0] for v in inputs]
+        viewed = {base for v, base in zip(inputs, bases, strict=True) if v is not base}
+        return [i for i, v in enumerate(inputs) if v.dtype.itemsize == size and v not in viewed]
+
     def _bind_anew(self, exchanged: bool) -> None:
         if not exchanged:  # what is computed ahead is written to where it was
             if self.replay is not None:
@@ -59,14 +68,11 @@ class CudaExecutable(Executable):
             self.last_stream.synchronize()  # the GPU may still be using what is given back now
         self.replay = None
 
-    @functools.cached_property
-    def _steady_values(self) -> set[Value]:
-        return self.fixed.union(*(n.outputs for n in self.ahead_nodes))
-
-    def steady(self, node: Node) -> list[int]:
-        """Positions of a body node's inputs that stay the same from replay to replay: constants, unwritten states, what is
-        computed ahead of those, and views of them."""
-        return [i for i, v in enumerate(node.inputs) if self.place(v)[0] in self._steady_values]
+    def steady_values(self) -> set[Value]:
+        """Values that stay the same from replay to replay unless a refresh finds otherwise: constants, unwritten states, and
+        what is computed ahead of those. Memory of another library's may change at any time, so it is left out."""
+        foreign = {v for v, t in self.graph.states.items() if cuda.is_foreign(memory(t.data))}
+        return (self.fixed - foreign).union(*(n.outputs for n in self.ahead_nodes))
 
     def _protect(self) -> None:
         """`numpy()` gives copies from a GPU: nobody can write behind our back."""
@@ -131,7 +137,8 @@ class Replay(Placed):
         self.own = [base for base, own in dict(executable.outputs).items() if own]
         for value in (*graph.inputs, *self.own):
             self.arrays[value] = empty(value.shape, value.dtype, executable.number)
-        self.calls = [self._bind(step.node) for step in executable.steps]
+        steady = executable.steady_values()
+        self.calls = [self._bind(step.node, steady) for step in executable.steps]
         self.workspace = empty((max((c.workspace for c in self.calls), default=0) + 1,), "uint8", executable.number)
         self.prepared = empty((sum(c.prepared for c in self.calls) + 1,), "uint8", executable.number)
         at = address_of(self.prepared)
@@ -150,13 +157,14 @@ class Replay(Placed):
         for call in self.calls:
             call.prepare()
 
-    def _bind(self, node: Node) -> Any:
+    def _bind(self, node: Node, steady: set[Value]) -> Any:
         kernel, inputs = _kernel(node), [self.array(v) for v in node.inputs]
         out = _outs(node, {v: self.array(v) for v in node.outputs})
         bind = getattr(kernel, "bind", None)
         if bind is None:
             return _Foreign(lambda: kernel(*inputs, out=out, **node.attrs))
-        return bind(*inputs, out=out, steady=self.executable.steady(node), **node.attrs)
+        stay = [i for i, v in enumerate(node.inputs) if self.executable.place(v)[0] in steady]
+        return bind(*inputs, out=out, steady=stay, **node.attrs)
 
     def run(self, inputs: Sequence[Any], times: dict[Node, int] | None) -> list[Any]:
         stream = self._cupy.cuda.get_current_stream()

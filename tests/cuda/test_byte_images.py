@@ -1,5 +1,5 @@
-"""Images of bytes on the emulator, to the bit: odd sizes, tails, wide and narrow channels, values between two steps, NaN; and that
-mistakes in the kernels are seen."""
+"""Images of bytes on the emulator, to the bit: odd sizes, tails, wide and narrow channels, values between two steps, NaN; and
+that mistakes in the kernels are seen."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_wide_accesses_are_taken(emulated, rng):
 
 
 FAULTS = {
-    "half away from zero": ("bytes.cuh", "rintf(value < high ? value : high)", "roundf(value < high ? value : high)", "quantize"),
+    "half away from zero": ("bytes.cuh", "rintf(value < high", "roundf(value < high", "quantize"),
     "NaN as the highest": ("bytes.cuh", "value = value > low ? value : low;", "value = value < low ? low : value;", "quantize"),
     "no zero point": ("byte_images.cu", "i32(found.at[i]) - p.x_zero", "i32(found.at[i])", "mean"),
     "padding counted": ("windows.cuh", "if (!count_padding) return", "if (count_padding) return", "mean"),

@@ -11,9 +11,11 @@ from test_engine import Net
 
 import graftwork as gw
 from graftwork import nn
-from graftwork.errors import CaptureError, DeviceError
+from graftwork.errors import CaptureError, DeviceError, KernelError
 from graftwork.kernels import registry
+from graftwork.kernels.cuda import launch, selection
 from graftwork.nn import functional as F
+from graftwork.plugins.quantize import quantize
 
 
 def cuda(array, **more):
@@ -123,6 +125,123 @@ def test_a_state_that_is_exchanged_is_bound_anew(gpu):
     assert (fast(x).numpy() == 6).all()
 
 
+def launched(gpu) -> list[str]:
+    """A list that will hold the name of every kernel that is launched from now on, replays left out."""
+    names: list[str] = []
+    emulated, bind = launch.gpu(0), launch.gpu(0).bind
+
+    def noting(step, pointers):
+        bound = bind(step, pointers)
+        return lambda: (names.append(step.kernel), bound())
+
+    emulated.bind = noting
+    return names
+
+
+def replayed(graph) -> int:
+    """How many launches a recorded graph consists of."""
+    return len(graph.recorded.launches)
+
+
+def test_weights_are_prepared_once_and_again_when_they_change(gpu, rng):
+    """Turned int8 weights and the bias without the zero point: launched when bound or written, not recorded."""
+    weight = cuda(rng.integers(-127, 128, (32, 24)).astype(np.int8))
+    scale, bias = cuda(np.full(24, 1e-3, np.float32)), cuda(np.arange(24, dtype=np.int32))
+
+    def layer(x):
+        return F.quantized_matmul(x, weight, scale, bias, x_scale=0.1, x_zero_point=100)
+
+    fast, names = gw.compile(layer), launched(gpu)
+    x = [cuda(rng.integers(0, 256, (5, 32)).astype(np.uint8)) for _ in range(3)]
+    results = [fast(x[0]), fast(x[1])]
+    replay = fast.executable(x[0]).replay
+    assert names.count("zero_point_bias") == 1 and names.count("gemm_mma") + names.count("product_wgmma") == 1
+    assert replayed(replay) == 2 and replay.recorded.replays == 2  # the image as int8, the product
+    expected = [layer(v) for v in x[:2]]
+    weight.data[...] = cuda(rng.integers(-127, 128, (32, 24)).astype(np.int8)).data
+    nn.autograd.mark_written(weight)
+    results.append(fast(x[2]))
+    expected.append(layer(x[2]))
+    for found, wanted in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(found.numpy(), wanted.numpy())
+    assert fast.executable(x[0]).replay is replay and replay.recorded.replays == 3
+
+
+def test_weights_that_the_graph_writes_are_prepared_at_every_replay(gpu, rng, monkeypatch):
+    """A filter of Winograd's in a step that moves it."""
+    monkeypatch.setattr(selection, "winograd_pays", lambda *given: True)
+    filters = [cuda(np.ones((3, 3, 4, 4), np.float32)) for _ in range(2)]
+    other = cuda(np.zeros((3, 3, 4, 4), np.float32))
+    x = cuda(rng.standard_normal((1, 4, 4, 4)).astype(np.float32))
+
+    def step(x, moves, weight):
+        y = F.conv2d(x, weight, padding="same")
+        if moves:
+            gw.nn.ops.update.MOVING_AVERAGE(weight, other, momentum=0.5)
+        return y
+
+    for moves, prepared in ((True, 0), (False, 1)):
+        weight = filters[moves]
+        fast = gw.compile(lambda x, moves=moves, weight=weight: step(x, moves, weight))
+        first = fast(x).numpy()
+        np.testing.assert_allclose(fast(x).numpy(), first / 2 if moves else first, rtol=1e-4, atol=1e-4)
+        calls = fast.executable(x).replay.calls
+        assert sum(len(c._preparations) for c in calls) == prepared
+        assert (sum(c.prepared for c in calls) > 0) == (prepared > 0)
+
+
+def test_a_description_may_not_depend_on_more_than_it_says(emulated):
+    b = launch.Builder(2, 90, 4)
+    weight, x = (launch.View(i, (4,), (1,), np.dtype(np.float32), 16) for i in range(2))
+    with pytest.raises(KernelError, match=r"depend on arrays \[0\] alone, but it is given \[1\] as well"), b.made_of(weight):
+        b.launch("chain.cu", "chain", {}, 1, 32, b.empty((4,), "float32"), weight, x)
+
+
+def test_an_elementwise_result_takes_over_an_input_that_dies(gpu, rng):
+    """One buffer for a row of functions; two where a transposed view of the same memory is read as well."""
+    x = cuda(rng.standard_normal((64, 64)).astype(np.float32))
+    one = x.numpy().nbytes
+    cases = {
+        1: lambda x: F.softmax(F.gelu(F.softmax(x, axis=1) * 2.0), axis=1),
+        2: lambda x: (lambda y: F.softmax(y + y.T, axis=0))(F.softmax(x, axis=1)),
+    }
+    for buffers, function in cases.items():
+        fast = gw.compile(function)
+        np.testing.assert_allclose(fast(x).numpy(), function(x).numpy(), rtol=1e-5, atol=1e-7)
+        assert fast.executable(x).arena_bytes == buffers * one, buffers
+
+
+class Bytes(nn.Module):
+    """A node of every kind that runs in 8 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, padding="same", groups=8)
+        self.second, self.third, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 12, 1), nn.Linear(20, 5)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        y = F.relu(self.second(F.relu6(self.depthwise(x))) + x)
+        y = F.max_pool2d(y, 2)
+        return self.head(F.global_avg_pool2d(F.concat([y, F.silu(self.third(y))])))
+
+
+def test_a_quantised_network_from_a_file(gpu, tmp_path, rng):
+    """Convolutions, a sum, pooling, a table, a concatenation and a dense head in bytes: the CPU's bits."""
+    gw.manual_seed(0)
+    model = Bytes().eval()
+    pictures = rng.standard_normal((3, 8, 8, 3)).astype(np.float32)
+    quantised = quantize(model, [pictures])
+    expected = quantised(gw.tensor(pictures)).numpy()
+    graph = quantised.graph(gw.tensor(pictures))
+    graph.save(tmp_path / "bytes.h5")
+    assert {n.op.name for n in graph.nodes} >= {"quantize", "quantized_conv2d", "quantized_conv2d_add", "quantized_max_pool2d",
+                                               "byte_table", "quantized_avg_pool2d", "quantized_matmul"}  # fmt: skip
+    fast = gw.load_graph(tmp_path / "bytes.h5", "cuda")
+    for _ in range(2):
+        np.testing.assert_array_equal(fast(cuda(pictures)).numpy(), expected)
+
+
 def test_strided_arguments_and_views(gpu, rng):
     """Arguments with gaps and in another order of dimensions; views of them inside."""
     fast = gw.compile(lambda x: F.concat([x.T[1:, ::2], x.T[:2, :2] * 2.0], axis=0).sum(axis=1))
@@ -209,6 +328,13 @@ def test_foreign_memory_stays_live(gpu):
     assert (fast(x).numpy() == 1).all()
     values[:] = 5
     assert (fast(x).numpy() == 5).all()
+    values = np.ones((4, 8), np.int8)  # a weight, which a kernel of ours would turn once
+    Foreign.__cuda_array_interface__ = values.__array_interface__ | {"version": 3}
+    weight, scale, rows = gw.tensor(Foreign()), cuda(np.ones(8, np.float32)), cuda(np.ones((3, 4), np.int8))
+    product = gw.compile(lambda x: F.quantized_matmul(x, weight, scale, x_scale=1.0))
+    assert (product(rows).numpy() == 4).all()
+    values[:] = 5
+    assert (product(rows).numpy() == 20).all()
 
 
 def test_a_graph_file_moves_between_devices(gpu, tmp_path):

@@ -129,7 +129,7 @@ def test_conv_dry(dry, monkeypatch):
 def test_memory_dry(dry, monkeypatch):
     monkeypatch.setattr(gpu_measure, "TOUCH", 1 << 14)
     found = run("memory", dry)
-    assert len(found["rows"]) == 12 and all(r["gbytes_per_second"] > 0 for r in found["rows"])
+    assert len(found["rows"]) == 18 and all(r["gbytes_per_second"] > 0 for r in found["rows"])
 
 
 def small(name="any", **more):

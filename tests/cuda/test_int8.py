@@ -91,8 +91,8 @@ def test_split_convolution_that_adds_an_image(machine, rng):
     machine.processors = 132
     x, w, scale, bias = operands(rng, "uint8", (1, 4, 4, 512), (3, 3, 512, 16))
     other = rng.integers(0, 256, (1, 2, 2, 16)).astype(np.uint8)
-    both("quantized_conv2d_add", (x, w, scale, bias, other), other.shape, "uint8", x_zero_point=3, stride=(1, 1), dilation=(1, 1),
-         padding=((0, 0), (0, 0)), groups=1, other_scale=0.4, other_zero_point=200)  # fmt: skip
+    both("quantized_conv2d_add", (x, w, scale, bias, other), other.shape, "uint8", x_zero_point=3, stride=(1, 1), groups=1,
+         dilation=(1, 1), padding=((0, 0), (0, 0)), other_scale=0.4, other_zero_point=200)  # fmt: skip
     assert machine.ran[-1] == "split_k"
 
 

@@ -1,5 +1,5 @@
-// Images of bytes that stand for scale * (byte - zero point): tables and means. kernels/reference/byte_images.py defines every
-// rounding. Sums and changes of form are chains (operations.cuh), maxima are those of pool.cu. Macro: LANES, bytes by one access.
+// Images of bytes that stand for scale * (byte - zero point): tables and pooling. kernels/reference/byte_images.py defines every
+// rounding; sums and changes of form are chains (operations.cuh). Macro: LANES, bytes by one access.
 #include "bytes.cuh"
 #include "windows.cuh"
 
@@ -21,26 +21,47 @@ extern "C" __global__ void __launch_bounds__(256) byte_table(u8* out, const u8* 
   }
 }
 
+// Calls visit(vector) for the part of a window inside the image. A thread computes LANES channels of one pixel of the result.
+template <class Visit>
+DEVICE void visit_window(const u8* x, const Windows& form, const Place& place, Visit visit) {
+  Range rows = inside(i32(place.y) * form.stride_y - form.top, form.window_y, form.height);
+  Range columns = inside(i32(place.x) * form.stride_x - form.left, form.window_x, form.width);
+  for (i32 y = rows.first; y < rows.last; y++)
+    for (i32 x0 = columns.first; x0 < columns.last; x0++)
+      visit(load<LANES>(x + input_at(form, place.image, y, x0, place.channel)));
+}
+
+// The largest byte of each window.
+extern "C" __global__ void __launch_bounds__(256) byte_max_pool(u8* out, const u8* x, const Windows form) {
+  u64 index = global_thread() * LANES;
+  if (index >= form.count) return;
+  i32 best[LANES] = {};
+  visit_window(x, form, place_of(index, form, form.out_height, form.out_width), [&](const Lanes& found) {
+#pragma unroll
+    for (int i = 0; i < LANES; i++) best[i] = max(best[i], i32(found.at[i]));
+  });
+  Lanes result;
+#pragma unroll
+  for (int i = 0; i < LANES; i++) result.at[i] = u8(best[i]);
+  store<LANES>(out + index, result);
+}
+
 struct Mean {
   float factor;  // x_scale / out_scale
   i32 x_zero;
   float zero, low, high;  // of the result, as stored_byte takes them
 };
 
-// The mean of each window. A thread computes LANES channels of one pixel of the result.
+// The mean of each window.
 extern "C" __global__ void __launch_bounds__(256) byte_avg_pool(u8* out, const u8* x, const Windows form, const Mean p) {
   u64 index = global_thread() * LANES;
   if (index >= form.count) return;
   Place place = place_of(index, form, form.out_height, form.out_width);
-  Range rows = inside(i32(place.y) * form.stride_y - form.top, form.window_y, form.height);
-  Range columns = inside(i32(place.x) * form.stride_x - form.left, form.window_x, form.width);
   i32 sum[LANES] = {};
-  for (i32 y = rows.first; y < rows.last; y++)
-    for (i32 x0 = columns.first; x0 < columns.last; x0++) {
-      Lanes found = load<LANES>(x + input_at(form, place.image, y, x0, place.channel));
+  visit_window(x, form, place, [&](const Lanes& found) {
 #pragma unroll
-      for (int i = 0; i < LANES; i++) sum[i] += i32(found.at[i]) - p.x_zero;
-    }
+    for (int i = 0; i < LANES; i++) sum[i] += i32(found.at[i]) - p.x_zero;
+  });
   float factor = p.factor / float(counted(form, i32(place.y), i32(place.x)));
   Lanes result;
 #pragma unroll

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import KernelError
 from . import launch
-from .launch import Builder, View, c_type, ceil_div, kernel, structure, vector_width
+from .launch import Builder, View, c_type, ceil_div, elementwise, structure, vector_width
 
 BLOCK = 256
 MOST_DIMENSIONS, MOST_PARAMETERS = 8, 16
@@ -148,7 +148,7 @@ def _filled(values: Sequence, length: int, dtype) -> np.ndarray:
 # -- the kernels -------------------------------------------------------------------------------------------------------
 
 
-@kernel
+@elementwise
 def chain(b: Builder, *inputs: View, out: View, program: Program) -> None:
     describe_chain(b, inputs, out, program)
 
@@ -160,7 +160,7 @@ def _single(name: str):
         describe_chain(b, inputs, out, ((name, tuple(range(len(inputs))), tuple(sorted(attrs.items()))),))
 
     describe.__name__ = describe.__qualname__ = name
-    return kernel(describe)
+    return elementwise(describe)
 
 
 UNARY = (

@@ -493,7 +493,18 @@ def kernel(describe: Callable) -> Callable:
         run(*described(arrays, out, attrs))
 
     fn.describe = describe  # type: ignore[attr-defined]
-    fn.bind = lambda *arrays, out=None, steady=(), **attrs: Bound(*described(arrays, out, attrs), steady)  # type: ignore[attr-defined]
+    def bind(*arrays: Any, out: Any = None, steady: Collection[int] = (), **attrs: Any) -> Bound:
+        return Bound(*described(arrays, out, attrs), steady)
+
+    fn.bind = bind  # type: ignore[attr-defined]
+    return fn
+
+
+def elementwise(describe: Callable) -> Callable:
+    """As `kernel`, of an op that reads no more than element i of its inputs before it writes element i of the output: a planner
+    may give the output the memory of an input of as many bytes."""
+    fn = kernel(describe)
+    fn.elementwise = True  # type: ignore[attr-defined]
     return fn
 
 

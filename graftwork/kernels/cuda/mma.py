@@ -126,31 +126,30 @@ def _launches(
     partial = workspace(splits * batch * m * n * 4) if splits > 1 else None
     threads = 32 * tile.warps_m * tile.warps_n
     given = (*operands, output.out, partial, *added, bytes(arguments))
-    activation = ("ACTIVATION", str(activation_code(finish.activation)))
     if partial is None and finish.activation:
-        defines = (activation, *defines)
+        defines = (("ACTIVATION", str(activation_code(finish.activation))), *defines)
     yield Launch(file, kernel, defines, (tiles, splits, batch), threads, tile.shared(), given)
     if partial is not None:
         total = SplitArguments(output.batch, m, n, splits, int(output.by_column), arguments.form)
-        types = dict(defines)
-        kept = (
-            activation,
-            ("ACC_TYPE", "i32" if dtype == "int8" else "float"),
-            ("BIAS_TYPE", types["BIAS_TYPE"]),
-            ("OUT_TYPE", types["OUT_TYPE"]),
-        )
-        yield Launch(
-            "split_k.cu",
-            "split_k",
-            kept,
-            (min(1024, math.ceil(m * n / 256)), 1, batch),
-            256,
-            0,
-            (partial, output.out, *added, bytes(total)),
-        )
+        yield sum_of_splits(partial, output.out, finish, total, dtype, output.dtype, batch)
 
 
-def _plain(ld: int) -> RowMap:
+def sum_of_splits(partial: Any, out: Any, finish: Finish, total: SplitArguments, dtype: str, out_dtype: str,
+                  batch: int) -> Launch:  # fmt: skip
+    """What adds the parts of a split product of `dtype` in order, and finishes the sum."""
+    macros = (
+        ("ACC_TYPE", "i32" if dtype == "int8" else "float"),
+        ("ACTIVATION", str(activation_code(finish.activation))),
+        ("BIAS_TYPE", TYPES["int32" if dtype == "int8" else out_dtype]),
+        ("OUT_TYPE", TYPES[out_dtype]),
+    )
+    grid = (min(1024, math.ceil(total.rows * total.columns / 256)), 1, batch)
+    given = (partial, out, finish.bias, finish.residual, finish.scale, bytes(total))
+    return Launch("split_k.cu", "split_k", macros, grid, 256, 0, given)
+
+
+def plain_rows(ld: int) -> RowMap:
+    """Rows of an output that begin `ld` elements apart."""
     return RowMap(ld=ld, plain=1, height=FastDivide.by(1), width=FastDivide.by(1))
 
 
@@ -194,7 +193,7 @@ def gemm(
     vec_a = widest(item, alignment(a), lda * item, batch_strides[0] * item, (k if a_k else m) * item)
     vec_b = widest(item, alignment(b), ldb * item, batch_strides[1] * item, (k if b_k else n) * item)
     arguments = GemmArguments(lda, ldb, *batch_strides, m, n, k)
-    output = _Output(out, out_dtype, _plain(ldc), batch_strides[2], False)
+    output = _Output(out, out_dtype, plain_rows(ldc), batch_strides[2], False)
     defines = _defines(dtype, out_dtype, tile, vec_a, vec_b, A_K_CONTIGUOUS=int(a_k), B_K_CONTIGUOUS=int(b_k))
     yield from _launches(
         "gemm_mma.cu", "gemm_mma", (a, b), arguments, defines, tile, (m, n, k, batch), dtype, output, finish, splits, workspace
@@ -340,7 +339,7 @@ def conv(
     vec_x = widest(item, alignment(x), c.inputs * item)
     vec_w = widest(item, alignment(w), c.outputs * item)
     arguments = ConvArguments(c.inputs, c.outputs, c.outputs, outputs, patches=_forward_patches(c))
-    output = _Output(out, out_dtype, _plain(outputs), c.outputs, True)
+    output = _Output(out, out_dtype, plain_rows(outputs), c.outputs, True)
     shape = (math.prod(c.out[:3]), c.outputs, math.prod(c.kernel) * c.inputs)
     yield from _run_conv(
         0,
@@ -385,7 +384,7 @@ def conv_int8(
     )
     arguments = ConvArguments(c.inputs, c.outputs * c.inputs, c.outputs, 0, patches=_forward_patches(c), filter=filter)
     vecs = widest(1, alignment(x), c.inputs), widest(1, alignment(w), c.inputs)
-    output = _Output(out, out_dtype, _plain(c.out[3]), c.outputs, True)
+    output = _Output(out, out_dtype, plain_rows(c.out[3]), c.outputs, True)
     shape = (math.prod(c.out[:3]), c.outputs, taps * c.inputs)
     yield from _run_conv(
         1, (x, w), arguments, shape, c, "int8", out_dtype, vecs, output, finish, arch, multiprocessors, workspace, tile, splits
@@ -487,7 +486,7 @@ def conv_weight_grad(
     vecs = widest(item, alignment(x), c.inputs * item), widest(item, alignment(g), c.outputs * item)
     patches = _forward_patches(c)
     arguments = ConvArguments(c.inputs, c.outputs, c.outputs, outputs, patches=patches)
-    output = _Output(out, out_dtype, _plain(outputs), c.outputs, True)
+    output = _Output(out, out_dtype, plain_rows(outputs), c.outputs, True)
     yield from _run_conv(
         2,
         (x, g),

@@ -22,8 +22,8 @@ def windows_of(image: View, output: View, window, stride, padding, count: int, c
     ])  # fmt: skip
 
 
-def launch_pool(b: Builder, name: str, result: View, arrays: list[View], image: View, output: View, window, stride, padding,
-                count_padding: bool = False, vectors: bool = True) -> None:  # fmt: skip
+def _launch(b: Builder, name: str, result: View, arrays: list[View], image: View, output: View, window, stride, padding,
+            count_padding: bool = False, vectors: bool = True) -> None:  # fmt: skip
     """A kernel of `pool.cu`. image, output: as for `windows_of`."""
     arrays = [b.dense(a) for a in arrays]
     lanes = vector_width(result, *arrays, runs=[image.shape[3]]) if vectors else 1
@@ -34,24 +34,24 @@ def launch_pool(b: Builder, name: str, result: View, arrays: list[View], image: 
 
 @kernel
 def max_pool2d(b: Builder, x: View, *, out: View, window, stride, padding) -> None:
-    launch_pool(b, "max_pool", out, [x], x, out, window, stride, padding)
+    _launch(b, "max_pool", out, [x], x, out, window, stride, padding)
 
 
 @kernel
 def max_pool2d_grad(b: Builder, g: View, x: View, y: View, *, out: View, window, stride, padding) -> None:
-    launch_pool(b, "max_pool_grad", out, [g, x, y], x, y, window, stride, padding, vectors=False)
+    _launch(b, "max_pool_grad", out, [g, x, y], x, y, window, stride, padding, vectors=False)
 
 
 @kernel
 def max_pool2d_take(b: Builder, gg: View, x: View, y: View, *, out: View, window, stride, padding) -> None:
-    launch_pool(b, "max_pool_take", out, [gg, x, y], x, y, window, stride, padding, vectors=False)
+    _launch(b, "max_pool_take", out, [gg, x, y], x, y, window, stride, padding, vectors=False)
 
 
 @kernel
 def avg_pool2d(b: Builder, x: View, *, out: View, window, stride, padding, count_padding: bool) -> None:
-    launch_pool(b, "avg_pool", out, [x], x, out, window, stride, padding, count_padding)
+    _launch(b, "avg_pool", out, [x], x, out, window, stride, padding, count_padding)
 
 
 @kernel
 def avg_pool2d_grad(b: Builder, g: View, *, out: View, input_shape, window, stride, padding, count_padding: bool) -> None:
-    launch_pool(b, "avg_pool_grad", out, [g], out, g, window, stride, padding, count_padding)
+    _launch(b, "avg_pool_grad", out, [g], out, g, window, stride, padding, count_padding)

@@ -7,6 +7,7 @@ sum through the bias, and weights are stored with the sum's direction contiguous
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ..reference.quantized import requantisation
 from . import tensor_cores

@@ -14,13 +14,12 @@ from .arguments import (
     Launch,
     OutputForm,
     Requantise,
-    RowMap,
     SplitArguments,
     activation_code,
     alignment,
     plain_scale,
 )
-from .mma import NOTHING, Conv, Finish
+from .mma import NOTHING, Conv, Finish, plain_rows, sum_of_splits
 from .tensor_map import TensorMap
 
 TILE_M, DEPTH, PANEL = 128, 128, 64 * 128  # rows of a tile; bytes along K; bytes of a panel of the epilogue
@@ -149,25 +148,10 @@ def _finish_launches(
     given = (*maps, out_tma, *(added if partial is None else (None, None, None)), bytes(arguments))
     yield Launch("wgmma.cu", "product_wgmma", defines, (grid, 1, 1), 384, shared_bytes(tile_n), given, cluster)
     if partial is not None:
-        rows, columns = total // out_rows[-1], out_rows[-1]
-        plain = RowMap(ld=columns, plain=1, height=FastDivide.by(1), width=FastDivide.by(1))
-        form = OutputForm(plain, 0, arguments.requantise)
-        last = SplitArguments(batch_out, rows, columns, splits, 0, form)
-        kept = {
-            "ACC_TYPE": "i32" if dtype == "int8" else "float",
-            "OUT_TYPE": TYPES[out_dtype],
-            "BIAS_TYPE": TYPES[bias],
-            "ACTIVATION": activation_code(finish.activation),
-        }
-        yield Launch(
-            "split_k.cu",
-            "split_k",
-            tuple(sorted((k, str(v)) for k, v in kept.items())),
-            (min(1024, math.ceil(total / 256)), 1, 1),
-            256,
-            0,
-            (partial, out, *added, bytes(last)),
-        )
+        columns = out_rows[-1]
+        form = OutputForm(plain_rows(columns), 0, arguments.requantise)
+        last = SplitArguments(batch_out, total // columns, columns, splits, 0, form)
+        yield sum_of_splits(partial, out, finish, last, dtype, out_dtype, 1)
 
 
 def _panel_map(array, dtype, columns, rows, batch, ld, batch_stride) -> TensorMap:
