@@ -26,7 +26,7 @@ import numpy as np
 from .common import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import hosts  # noqa: E402
+import hosts
 
 HERE = ["1 process, 2 threads", "2 ranks", "2 ranks, no overlap", "2 ranks, eager", "PyTorch DDP, 2 ranks"]
 APART = ["2 hosts", "2 hosts, no overlap", "PyTorch DDP, 2 hosts"]
