@@ -5,7 +5,8 @@
 
 Every candidate is a start of its own (ranks cannot share a process) on the same made-up pictures, ResNet-20 and batch; they
 take turns `--rounds` times, and the median step of all rounds counts. Steps are timed between barriers. "2 hosts" are ranks in
-network namespaces with links of `--mbit` (scripts/hosts.py; needs root, is left out otherwise).
+network namespaces with links of `--mbit` (scripts/hosts.py; needs root, is left out otherwise); their steps stand beside what
+the cost model makes of a rank's share computed alone and of all-reduces measured on the same links.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ import numpy as np
 from .common import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import hosts  # noqa: E402
+import hosts
 
 HERE = ["1 process, 2 threads", "2 ranks", "2 ranks, no overlap", "2 ranks, eager", "PyTorch DDP, 2 ranks"]
-APART = ["2 hosts", "2 hosts, no overlap", "PyTorch DDP, 2 hosts"]
+APART = ["2 hosts", "2 hosts, no overlap", "PyTorch DDP, 2 hosts", "a rank's share, alone"]
+SIZES = {"2 ranks": (1 << 16, 1 << 20, 1 << 24), "2 hosts": (1 << 18, 1 << 20)}  # bytes; on links: more than their burst
 PORT = 29511  # in a namespace of its own nobody else has it
 
 
@@ -66,9 +68,10 @@ def ours(options: argparse.Namespace) -> None:
     step = gw.compile(body) if options.compile else body
     with parallel or contextlib.nullcontext():
         times = timed(lambda: step(x, labels).item(), lambda: group.comm.gather(0, "a barrier"), options.steps)
-    rates = bandwidth(group.comm) if options.bandwidth else {}
+    rates = bandwidth(group.comm, options.sizes) if options.sizes else {}
     if group.main:
-        Path(options.to).write_text(json.dumps({"seconds": times, "bandwidth": rates}))
+        size = parallel.reducer.bucket_bytes if parallel is not None else 0
+        Path(options.to).write_text(json.dumps({"seconds": times, "bandwidth": rates, "bucket_bytes": size}))
 
 
 def timed(step, barrier, count: int) -> list[float]:
@@ -83,12 +86,12 @@ def timed(step, barrier, count: int) -> list[float]:
     return times
 
 
-def bandwidth(comm) -> dict[str, dict[str, float]]:
-    """Gigabytes a second by buffer size: our time-limited wait, and MPI_Allreduce itself."""
+def bandwidth(comm, sizes: list[int]) -> dict[str, dict[str, float]]:
+    """Gigabytes a second by buffer size in bytes: our time-limited wait, and MPI_Allreduce itself."""
     from mpi4py import MPI
 
     found = {}
-    for size in (1 << 16, 1 << 20, 1 << 24):
+    for size in sizes:
         send, receive = np.ones(size // 4, np.float32), np.empty(size // 4, np.float32)
         runs = {
             "ours": lambda s=send, r=receive: comm.wait(comm.start_sum(s, r), "bandwidth"),
@@ -98,13 +101,13 @@ def bandwidth(comm) -> dict[str, dict[str, float]]:
         for name, run in runs.items():
             run()
             times = []
-            for _ in range(10):
+            for _ in range(5):
                 MPI.COMM_WORLD.Barrier()
                 start = time.perf_counter()
                 run()
                 times.append(time.perf_counter() - start)
             rates[name] = size / 1e9 / float(np.median(times))
-        found[f"{size >> 10} KiB"] = rates
+        found[str(size)] = rates
     return found
 
 
@@ -151,7 +154,8 @@ def start(name: str, options: argparse.Namespace) -> dict:
     apart = "hosts" in name
     with tempfile.TemporaryDirectory() as folder, hosts.hosts(options.mbit, 0.0, 2) if apart else contextlib.nullcontext():
         to = Path(folder) / "result.json"
-        common = ["--steps", str(options.steps), "--batch", str(options.batch), "--to", str(to)]
+        batch = options.batch // 2 if name == APART[-1] else options.batch
+        common = ["--steps", str(options.steps), "--batch", str(batch), "--to", str(to)]
         if name.startswith("PyTorch"):
             start_theirs(common, apart)
         else:
@@ -176,11 +180,11 @@ def start_ours(name: str, common: list[str], folder: Path) -> None:
         environment = hosts.environment(folder, 2)
         launch = hosts.launch_command(folder, 2, "--engine", "mpi")
     else:
-        ranks = 1 if name.startswith("1 process") else 2
+        ranks, threads = (2, 1) if "2 ranks" in name else (1, 1) if "alone" in name else (1, 2)
         launch = [sys.executable, "-m", "graftwork.cli", "launch", "--engine", "mpi", "-n", str(ranks), "--threads",
-                  str(2 // ranks)]  # fmt: skip
+                  str(threads)]  # fmt: skip
     flags = ["--compile"] * ("eager" not in name) + ["--no-overlap"] * ("no overlap" in name)
-    flags += ["--bandwidth"] if name == "2 ranks" else []
+    flags += ["--sizes", *map(str, SIZES[name])] if name in SIZES else []
     subprocess.run([*launch, str(Path(__file__).with_name("data_parallel_rank.py")), *flags, *common], check=True,
                    env=environment)  # fmt: skip
 
@@ -194,8 +198,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
     parser.add_argument("--part", choices=("all", "theirs"), default="all", help=argparse.SUPPRESS)
-    for flag in ("--compile", "--bandwidth"):
-        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", type=int, nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--no-overlap", dest="overlap", action="store_false", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--to", help=argparse.SUPPRESS)
@@ -214,6 +218,19 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
     return {what: seconds[b] / seconds[a] for what, (a, b) in pairs.items() if a in seconds}
 
 
+def predicted(compute: float, batch: int, bucket_bytes: int, rates: dict[str, dict]) -> dict[str, float]:
+    """Seconds a step on 2 hosts by the cost model: `compute` is what a rank takes for its share when it is alone."""
+    from graftwork import zoo
+    from graftwork.plugins.data_parallel import cost
+
+    layers, forward = cost.layers_of(zoo.create("resnet20"), (32, 32, 3), batch, 1.0)
+    whole = forward + sum(layer.backward for layer in layers)
+    layers = [cost.Layer(layer.gradient_bytes, layer.backward * compute / whole) for layer in layers]
+    network = cost.fit([int(s) for s in rates], [int(s) / 1e9 / pair["ours"] for s, pair in rates.items()], 2)
+    return {name: cost.step(layers, forward * compute / whole, 2, network, bucket_bytes, overlap).seconds
+            for name, overlap in (("2 hosts", True), ("2 hosts, no overlap", False))}  # fmt: skip
+
+
 def main() -> None:
     options = arguments()
     if options.part == "theirs":
@@ -222,23 +239,31 @@ def main() -> None:
         options.rounds, options.steps, options.batch = 1, 2, 16
     names = HERE if os.geteuid() else HERE + APART
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    rates: dict = {}
+    rates: dict[str, dict] = {}
+    buckets = 1
     for _ in range(options.rounds):
         for name in names:
             result = start(name, options)
             seconds[name] += result["seconds"]
-            rates = result.get("bandwidth") or rates
+            rates |= {name: result["bandwidth"]} if result.get("bandwidth") else {}
+            buckets = result["bucket_bytes"] if name == "2 hosts" else buckets
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     found = ratios(medians)
     for name, value in medians.items():
         print(f"{name:24} {value * 1e3:8.1f} ms a step  {options.batch / value:8.1f} images/s")
     for name, value in found.items():
         print(f"{name:44} {value:.3f}")
-    for size, pair in rates.items():
-        print(f"all-reduce of {size:>9}: {pair['ours']:.2f} GB/s; MPI_Allreduce {pair['MPI_Allreduce']:.2f} GB/s")
+    for name, sizes in rates.items():
+        for size, pair in sizes.items():
+            told = f"{pair['ours'] * 1e3:.1f} MB/s; MPI_Allreduce {pair['MPI_Allreduce'] * 1e3:.1f} MB/s"
+            print(f"{name}, all-reduce of {int(size) >> 10:>6} KiB: {told}")
+    model = predicted(medians[APART[-1]], options.batch // 2, buckets, rates["2 hosts"]) if APART[0] in medians else {}
+    for name, value in model.items():
+        print(f"{name:24} {value * 1e3:8.1f} ms a step predicted, {medians[name] * 1e3:8.1f} measured")
     if options.write:
         settings = {"batch": options.batch, "steps": options.steps, "rounds": options.rounds, "mbit": options.mbit}
-        write("data_parallel", {"settings": settings, "seconds": medians, "ratios": found, "bandwidth": rates})
+        results = {"seconds": medians, "ratios": found, "bandwidth": rates, "predicted": model}
+        write("data_parallel", {"settings": settings, **results})
     return None
 
 

@@ -3,6 +3,9 @@
     python examples/data_parallel.py                              # alone
     graftwork launch -n 4 examples/data_parallel.py               # four ranks, the same training
     graftwork launch -n 2 examples/data_parallel.py --check       # compares with one process; ends with a line of JSON
+
+In that line `max_rel_diff` is between the ranks and one process, `max_rel_diff_of_order` between two runs of one process of
+which one has the pictures of every batch in reverse order: what rounding alone makes of the same training.
 """
 
 from __future__ import annotations
@@ -51,12 +54,15 @@ def train(loader: nn.DataLoader, options: argparse.Namespace) -> nn.Module:
     return model
 
 
-def alone(loader: nn.DataLoader, options: argparse.Namespace) -> nn.Module:
-    """The same steps by this process, without a trainer: what several ranks are compared with."""
+def alone(loader: nn.DataLoader, options: argparse.Namespace, reverse: bool = False) -> nn.Module:
+    """The same steps by this process, without a trainer: what several ranks are compared with. reverse: every batch the other
+    way round, which in exact arithmetic is the same training."""
     model, optimizer = build(options.dtype)
     for epoch in range(options.epochs):
         loader.epoch = epoch
         for x, target in loader:
+            if reverse:
+                x, target = (gw.tensor(t.numpy()[::-1].copy()) for t in (x, target))
             optimizer.zero_grad()
             F.cross_entropy(model(x), target).backward()
             optimizer.step()
@@ -94,10 +100,12 @@ def main() -> None:
     own = hashlib.sha256(b"".join(v.tobytes() for v in model.state_dict().values())).hexdigest()
     digests = group.comm.gather(own, "the check")
     if group.main:
-        difference = furthest(model, alone(loader(), options))
+        expected = alone(loader(), options)
+        of_order = furthest(alone(loader(), options, reverse=True), expected)
         print(json.dumps({
             "ranks": group.size, "steps": options.epochs * -(-options.images // options.batch), "dtype": options.dtype,
-            "max_rel_diff": difference, "bitwise_equal": all(d == digests[0] for d in digests),
+            "max_rel_diff": furthest(model, expected), "max_rel_diff_of_order": of_order,
+            "bitwise_equal": all(d == digests[0] for d in digests),
             "images_per_s": round(options.images * options.epochs / seconds, 2),
         }), flush=True)  # fmt: skip
 

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,16 +109,16 @@ class MpiCommunicator(Communicator):
         self.hosts = self.gather(self.where["host"], "the start of all ranks")
 
     def start_sum(self, send, receive):
-        return _MpiRequest(self._world.Iallreduce(send, receive))
+        return self._begin(self._world.Iallreduce, send, receive)
 
     def start_exchange(self, send, receive):
-        return _MpiRequest(self._world.Ialltoall(_raw(send), _raw(receive)))
+        return self._begin(self._world.Ialltoall, _raw(send), _raw(receive))
 
     def start_gather(self, send, receive):
-        return _MpiRequest(self._world.Iallgather(_raw(send), _raw(receive)))
+        return self._begin(self._world.Iallgather, _raw(send), _raw(receive))
 
     def broadcast(self, array, what):
-        self.wait(_MpiRequest(self._control.Ibcast(_raw(array))), what)
+        self.wait(self._begin(self._control.Ibcast, _raw(array)), what)
 
     def gather(self, value, what):
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -131,7 +131,13 @@ class MpiCommunicator(Communicator):
         return [json.loads(row[:n].tobytes()) for row, n in zip(received, lengths, strict=True)]
 
     def _collect(self, send: np.ndarray, receive: np.ndarray) -> Request:
-        return _MpiRequest(self._control.Iallgather(_raw(send), _raw(receive)))
+        return self._begin(self._control.Iallgather, _raw(send), _raw(receive))
+
+    def _begin(self, collective: Callable[..., Any], *arrays: Any) -> Request:
+        try:
+            return _MpiRequest(collective(*arrays))
+        except self._mpi.Exception as error:
+            raise self._broken(f"{collective.__name__} to begin", error) from error
 
     def at(self, **where):
         self.where.update(where)
@@ -155,13 +161,17 @@ class MpiCommunicator(Communicator):
     def _arrived(self, request: Request, what: str) -> bool:
         try:
             return request.test()
-        except self._mpi.Exception as error:  # a connection broke; the launcher may know more in a moment
-            end = time.monotonic() + GRACE
-            while time.monotonic() < end:
-                self._ask_launcher(what)
-                time.sleep(0.05)
-            raise RankError(f"{self.describe(self.rank)} waits for {what} in step {self.where['step']}; MPI says: {error}; "
-                            "another rank is gone, or the network is") from error  # fmt: skip
+        except self._mpi.Exception as error:
+            raise self._broken(what, error) from error
+
+    def _broken(self, what: str, error: Exception) -> RankError:
+        """What to say when a connection broke; raises what the launcher says, which may know more in a moment."""
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end:
+            self._ask_launcher(what)
+            time.sleep(0.05)
+        return RankError(f"{self.describe(self.rank)} waits for {what} in step {self.where['step']}; MPI says: {error}; "
+                         "another rank is gone, or the network is")  # fmt: skip
 
     def _answer(self, what: str) -> None:
         """Tell whoever asks where this rank waits."""

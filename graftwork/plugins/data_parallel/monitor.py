@@ -10,13 +10,14 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .supervisor import SILENCE
 
 SETTLE = 0.5  # seconds between the first death and the verdict: those who were taken along are heard by then
 GAVE_REASON = ("gave up", "failed")  # ranks that ended with an error and said which
+LOOPBACK = "127.0.0.1"
 MESSAGE_BYTES = 1 << 16
 
 
@@ -32,9 +33,8 @@ class Monitor(socketserver.ThreadingTCPServer):
         self.heard: dict[int, float] = {}
         self.died: dict[int, float] = {}  # when a process ended badly, and without a word
         self._lock = threading.Lock()
-        elsewhere = next((host for host in hosts if host is not None), None)
-        super().__init__(("127.0.0.1" if elsewhere is None else "0.0.0.0", 0), _Handler)
-        own = "127.0.0.1" if elsewhere is None else _address_towards(elsewhere)
+        own = _address_towards({host for host in hosts if host is not None})
+        super().__init__((own if own == LOOPBACK else "0.0.0.0", 0), _Handler)
         self.address = json.dumps([own, self.server_address[1], self.key])
 
     def __enter__(self) -> Monitor:
@@ -126,14 +126,18 @@ class _Handler(socketserver.StreamRequestHandler):
             return b""
 
 
-def _address_towards(host: str) -> str:
-    """The address under which this machine is seen from a host: nothing is sent. Its name where the host is not known here."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))
-            return probe.getsockname()[0]
-    except OSError:
-        return socket.gethostname()
+def _address_towards(hosts: Iterable[str]) -> str:
+    """The address under which other machines see this one: nothing is sent. Loopback where all hosts are this machine, its
+    name where they are not known here."""
+    found = {LOOPBACK}
+    for host in hosts:
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((host, 9))
+                found.add(probe.getsockname()[0])
+        except OSError:
+            found.add(socket.gethostname())
+    return min((a for a in found if not a.startswith("127.")), default=LOOPBACK)
 
 
 def _cause(code: int) -> str:

@@ -74,6 +74,8 @@ class Reducer:
         self._names = {id(p.edge): name for name, p in parameters.items() if type(p.edge) is Leaf}
         self._home: dict[str, Bucket] = {}
         self._open: dict[str, Tensor] = {}  # the bucket that is being filled, in the first pass
+        self._closers: dict[str, int] = {}  # gradients whose arrival closes buckets, and how many are closed then
+        self._due = 0  # buckets that are closed in this pass
         self._next = 0  # the bucket whose turn it is: all ranks start them in one order
 
     # -- during the backward pass ------------------------------------------------------------------------------------
@@ -89,16 +91,20 @@ class Reducer:
                             "in the first step, so use every parameter there, or freeze it")  # fmt: skip
         else:
             self._home[name].ready[name] = gradient
-            if self.overlap:
-                self._start_complete(len(self.buckets) - 1)  # the last one waits for `finish`, as in the first pass
+            self._due = self._closers.get(name, self._due)
+        if self.overlap:
+            self._start_complete(self._due)
 
     def _collect(self, name: str, gradient: Tensor) -> None:
-        filled = sum(g.size * g.dtype.itemsize for g in self._open.values())
-        if self._open and (filled >= self.bucket_bytes or gradient.dtype != next(iter(self._open.values())).dtype):
+        """A bucket closes with the gradient that fills it, or at the first of another type. From then on each pass starts it
+        there, so that a step is the same graph whenever it is captured. What is left at the end closes in `finish`."""
+        if self._open and gradient.dtype != next(iter(self._open.values())).dtype:
             self._close()
-            if self.overlap:
-                self._start_complete(len(self.buckets))
         self._open[name] = gradient
+        if sum(g.size * g.dtype.itemsize for g in self._open.values()) >= self.bucket_bytes:
+            self._close()
+        if len(self.buckets) > self._due:
+            self._due = self._closers[name] = len(self.buckets)
 
     def _close(self) -> None:
         """Make a bucket of what has been collected, once all ranks have said that they collected the same."""
@@ -146,7 +152,7 @@ class Reducer:
                 if name not in bucket.ready:
                     bucket.ready[name] = Tensor(bucket.view(name).data * 0)
             self._start(bucket)
-        self._next = 0
+        self._next = self._due = 0
         for bucket in self.buckets:
             BUCKET_FINISH(bucket.receive, reducer=self.key, bucket=bucket.number)
             for name in bucket.places:

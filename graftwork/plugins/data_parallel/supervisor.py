@@ -143,7 +143,13 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     rank = int(os.environ["PMI_RANK"])
     with tempfile.TemporaryDirectory(prefix=f"graftwork-rank-{rank}-") as folder:
-        supervisor = Supervisor(rank, folder, command)
+        try:
+            supervisor = Supervisor(rank, folder, command)
+        except OSError as error:
+            host, port, _ = json.loads(os.environ[LAUNCHER])
+            print(f"graftwork: rank {rank} (host {socket.gethostname()}) cannot start {command[0]}, or reach the launcher at "
+                  f"{host}, port {port}: {error}", file=sys.stderr, flush=True)  # fmt: skip
+            return 1
         try:
             return supervisor.watch()
         except OSError as error:

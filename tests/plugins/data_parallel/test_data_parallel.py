@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from graftwork import errors, nn
+from graftwork.nn import functional as F
 from graftwork.nn.autograd import mode
+from graftwork.nn.compile import compile
 from graftwork.plugins import data_parallel as dp
 from graftwork.plugins.data_parallel import compress, group, launch, residual, timeline
 from graftwork.plugins.data_parallel.communicator import Alone
@@ -175,6 +177,35 @@ def test_gradients_are_views_of_buckets_in_the_order_they_became_ready():
             assert any(np.shares_memory(p.grad.data, b.receive.data) for b in reducer.buckets)
     last = [name for name in parameters if name.startswith("1.")]
     assert len(reducer.buckets) > 1 and set(list(reducer.buckets[0].places)[:2]) == set(last)
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 1 << 20])
+def test_a_step_of_several_buckets_compiles(bucket_bytes):
+    """Capture looks twice: buckets have to start at the same places in the pass that plans them and in the next."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    parameters = dict(model.named_parameters())
+    optimizer = nn.optim.SGD(model.parameters(), lr=0.0)
+    reducer = Reducer(Alone(), parameters, nn.Tensor(np.asarray(1.0)), bucket_bytes)
+
+    def step(x):
+        optimizer.zero_grad()
+        F.relu(model(x)).sum().backward()
+        reducer.finish()
+        optimizer.step()
+        found = [p.grad * 1.0 for p in parameters.values()]
+        optimizer.zero_grad()
+        return found
+
+    x = nn.Tensor(np.ones((5, 3), np.float32))
+    F.relu(model(x)).sum().backward()
+    expected = [p.grad.numpy().copy() for p in parameters.values()]
+    mode.ready = reducer.ready
+    try:
+        found = compile(step)(x)
+    finally:
+        mode.ready = None
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
