@@ -216,7 +216,7 @@ def _pixels(picture: Any, size: tuple[int, int], channels: int, key: bytes | Non
     if key is None:
         return images.to_array(picture, size, channels)
     digest, data = _hash(picture, channels)
-    if np.bytes_(digest) != key:
+    if digest.rstrip(b"\0") != key.rstrip(b"\0"):  # NumPy drops zeros at the end of what it keeps as bytes
         raise DataError(f"{picture} changed while it was read; try again when nothing writes to it")
     if data is None:
         return images.to_array(picture, size, channels)
