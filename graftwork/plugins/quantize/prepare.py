@@ -105,7 +105,7 @@ def _compute_weights(graph: Graph) -> None:
     graph.constants, graph.states, graph._names = {}, {}, {v.name: 1 for v in graph.inputs}
     for value, array in arrays.items():
         if value in read:
-            graph.replace(value, graph.add_constant(np.array(array), origin.get(value, value).name))
+            graph.replace(value, graph.add_constant(np.array(array), (origin.get(value) or value).name))
 
 
 class Source:
