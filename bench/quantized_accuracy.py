@@ -31,7 +31,7 @@ from .quantized_cifar import narrow_mobilenet
 from .resnet20 import VALIDATION, load
 
 CALIBRATION, BATCH = 512, 250  # of CIFAR-10's images
-PHOTOS, QAT_PHOTOS, QAT_BATCH, RATE = 128, 512, 16, 1e-4  # for calibration; for training in 8 bits
+PHOTOS, QAT_PHOTOS, QAT_BATCH, RATE = 128, 256, 16, 1e-4  # for calibration; for training in 8 bits
 OPTIONS: dict[str, dict[str, Any]] = {
     "minmax": {}, "percentile": {"observer": "percentile"}, "mse": {"observer": "mse"},
     "bias corrected": {"correct_bias": True}, "equalised": {"equalize": True}, "dynamic": {"mode": "dynamic"},
@@ -79,7 +79,7 @@ class Whole(nn.Module):
         return self.head(self.trunk(x))
 
 
-def photos(folder: Path, weights: Path, cache: Path | None) -> dict[str, Any]:
+def photos(folder: Path, weights: Path, cache: Path | None) -> None:
     """SqueezeNet's features and a logistic regression, in float32, in 8 bits, and in 8 bits after training."""
     from graftwork.plugins.transfer import ImageClassifier
     from graftwork.zoo.images import list_labelled
@@ -102,15 +102,19 @@ def photos(folder: Path, weights: Path, cache: Path | None) -> dict[str, Any]:
         with gw.no_grad():
             return np.concatenate([model(x).numpy().argmax(1) for x in batches])
 
-    for name, options in OPTIONS.items():
-        row[name] = compared(exact, answers(quantize(network, known, **options)), truth)
+    def note(name: str, model: Any, **more: Any) -> None:
+        row[name] = compared(exact, answers(model), truth) | more
         print(f"  {name}: {row[name]}", flush=True)
+        keep("photos", row)
+
+    plain = quantize(network, known)
+    note("minmax", plain)
     chosen = order[PHOTOS : PHOTOS + QAT_PHOTOS]
     logits = classifier.decision(features[chosen]).astype(np.float32)
-    trained = distilled(quantize(network, known), trunk, [paths[i] for i in chosen], logits)
-    row["trained in 8 bits"] = compared(exact, answers(trained), truth) | {"photos": len(chosen)}
-    print(f"  trained in 8 bits: {row['trained in 8 bits']}", flush=True)
-    return row
+    note("trained in 8 bits", distilled(plain, trunk, [paths[i] for i in chosen], logits), photos=len(chosen))
+    for name, options in OPTIONS.items():
+        if name not in row:
+            note(name, quantize(network, known, **options))
 
 
 class Pictures:
@@ -159,7 +163,7 @@ def main() -> None:
     set_num_threads(1)  # cores may be shared; no times are taken
     if given.photos:
         print("photos", flush=True)
-        keep("photos", photos(given.photos, given.squeezenet, given.cache))
+        photos(given.photos, given.squeezenet, given.cache)
     if given.cifar:
         pixels, labels = load(given.cifar)
         if given.mobilenet:

@@ -156,6 +156,7 @@ def test_a_gate_before_a_float_product_is_computed_in_float(pictures):
 def test_other_batch_sizes_have_the_weights_of_the_calibration(model, pictures):
     quantised = quantize(model, [pictures])
     before = quantised(gw.tensor(pictures)).numpy()
+    assert quantised.model is model
     model.first.weight.data *= 2
     np.testing.assert_array_equal(quantised(gw.tensor(pictures[:3])).numpy(), before[:3])
 

@@ -43,6 +43,11 @@ class QuantizedModel:
         results = [Tensor(a) for a in self._plan(tuple(x.shape))[0].run([x.data])]
         return results[0] if len(results) == 1 else tuple(results)
 
+    @property
+    def model(self) -> Any:
+        """The float32 model that was quantised."""
+        return self.calibration.source.model
+
     def with_skip(self, skip: Iterable[str]) -> QuantizedModel:
         """The same network with these nodes, and no others, in float32."""
         return QuantizedModel(self.calibration, self.mode, skip, self.correct_bias)
