@@ -92,7 +92,7 @@ class Rewriter:
             self.members.setdefault(self.root(value), []).append(limits)
 
         for node in self.graph.nodes if self.shorten else ():
-            if node.op.name in UNARY and len(node.inputs) == 1:
+            if node.op.name in UNARY and len(node.inputs) == 1 and self._wanted(node.output):
                 self._leave_out_what_saturates(node)
 
     def _leave_out_what_saturates(self, node: Node) -> None:
@@ -179,7 +179,7 @@ class Rewriter:
         elif name in SHARING or node.op.view is not None:
             lowered = self._sharing(node)
         else:
-            lowered = name in UNARY and self._table(node)
+            lowered = name in UNARY and self._wanted(node.output) and self._table(node)
         if lowered and node.op.view is None:
             self.in_bytes.append(node.output.name)
         return lowered
