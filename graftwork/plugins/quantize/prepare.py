@@ -128,13 +128,17 @@ class Source:
             graph = prepare(self.model, shape)
             if [v.name for v in observed(graph)] != self.names:
                 raise ConfigError("quantised model: the model has been changed since its calibration; quantise it again")
+            self._share(graph)
             self._graphs[shape] = graph
         graph = copied(self._graphs[shape])
+        self._share(graph)
+        return graph
+
+    def _share(self, graph: Graph) -> None:
         for value, array in graph.constants.items():
             known = self.constants.get(value.name)
             if known is not None and known.shape == array.shape:  # other constants follow the batch's size
                 graph.constants[value] = known
-        return graph
 
     def copy(self) -> Source:
         """Another source, whose constants can be changed without changing this one's."""
