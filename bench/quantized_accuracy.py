@@ -21,12 +21,11 @@ import numpy as np
 
 import graftwork as gw
 from graftwork import nn, zoo
-from graftwork.kernels.cpu.runtime import set_num_threads
 from graftwork.nn import functional as F
 from graftwork.nn.files import atomic_path
 from graftwork.plugins.quantize import QuantizedModel, convert, prepare_qat, quantize
 
-from .common import RESULTS, machine
+from .common import RESULTS, machine, use_threads
 from .quantized_cifar import narrow_mobilenet
 from .resnet20 import VALIDATION, load
 
@@ -159,8 +158,8 @@ def main() -> None:
     parser.add_argument("--squeezenet", type=Path)
     parser.add_argument("--cache", type=Path, help="keep the photos' features here")
     given = parser.parse_args()
+    use_threads(1)  # cores may be shared; no times are taken
     gw.manual_seed(0)
-    set_num_threads(1)  # cores may be shared; no times are taken
     if given.photos:
         print("photos", flush=True)
         photos(given.photos, given.squeezenet, given.cache)
