@@ -194,7 +194,8 @@ class Extra:
 @pytest.fixture
 def fresh_commands(monkeypatch):
     """The program as it is before its first start, restored afterwards."""
-    monkeypatch.setattr(main, "commands", {n: c for n, c in main.commands.items() if n not in ("transfer", "launch", "export")})
+    ours = ("transfer", "launch", "export", "quantize")
+    monkeypatch.setattr(main, "commands", {n: c for n, c in main.commands.items() if n not in ours})
     monkeypatch.setattr(main, "complete", False)
     monkeypatch.setattr(main, "plugin_error", None)
 

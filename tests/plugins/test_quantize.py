@@ -156,6 +156,7 @@ def test_a_gate_before_a_float_product_is_computed_in_float(pictures):
 def test_other_batch_sizes_have_the_weights_of_the_calibration(model, pictures):
     quantised = quantize(model, [pictures])
     before = quantised(gw.tensor(pictures)).numpy()
+    assert quantised.model is model
     model.first.weight.data *= 2
     np.testing.assert_array_equal(quantised(gw.tensor(pictures[:3])).numpy(), before[:3])
 
@@ -227,9 +228,10 @@ def test_equalisation_makes_channels_alike_and_changes_no_result(pictures):
 
 def test_bias_correction_takes_out_the_mean_error_of_rounded_weights(rng):
     gw.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 8)).eval()
-    model[0].weight.data[0] *= 60  # an outlier in each column leaves few steps for the others
-    x = rng.random((256, 64)).astype(np.float32)
+    model = nn.Sequential(nn.Conv2d(16, 16, 2, groups=2), nn.Flatten(), nn.Linear(16, 8)).eval()
+    for layer in (model[0], model[2]):
+        layer.weight.data[..., 0, :] *= 60  # an outlier in each output leaves few steps for the others
+    x = rng.random((256, 2, 2, 16)).astype(np.float32)
     with gw.no_grad():
         wanted = model(gw.tensor(x)).numpy()
     for mode in ("static", "dynamic", "weight_only"):

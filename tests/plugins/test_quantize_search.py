@@ -40,7 +40,7 @@ def batches(rng):
 @pytest.mark.parametrize("how", ["one", "without"])
 def test_the_layer_that_8_bits_cannot_hold_comes_first(chain, batches, how):
     layers = sensitivity(chain, batches, how=how)
-    assert [layer.weight for layer in layers][0] == "middle.weight" and len(layers) == 3
+    assert layers[0].weight == "middle.weight" and len(layers) == 3
     assert layers[0].harm > 3 * layers[1].harm and layers[0].harm >= layers[1].harm >= layers[2].harm
 
 

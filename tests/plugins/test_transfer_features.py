@@ -182,6 +182,18 @@ def test_images_in_memory_are_cached_in_a_named_folder(trunk, pictures, counted,
         FeatureExtractor(trunk, cache=True).transform(arrays)
 
 
+def test_a_picture_whose_hash_ends_in_a_zero_is_cached_like_others(trunk, counted, tmp_path):
+    blank = np.zeros((8, 8, 3), np.uint8)
+    odd = next(
+        p for i in range(10_000) if features._hash(p := blank + np.array([0, i // 256, i % 256], np.uint8), 3)[0][-1] == 0
+    )
+    extractor = FeatureExtractor(trunk, cache=tmp_path / "kept")
+    first = extractor.transform([odd])
+    counted.clear()
+    np.testing.assert_array_equal(extractor.transform([odd]), first)
+    assert counted == []
+
+
 def test_an_interruption_loses_at_most_a_chunk(trunk, pictures, counted, monkeypatch):
     monkeypatch.setattr(features, "CHUNK", 4)
     extractor = FeatureExtractor(trunk, batch_size=2, cache=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..hookspecs import hookimpl
 
 __all__ = [
-    "Calibration", "FakeQuantized", "FreezeRanges", "LayerHarm", "MixedPrecision", "QuantizedModel", "calibrate", "convert", "mixed_precision",
-    "prepare_qat", "quantize", "register_commands", "sensitivity",
+    "Calibration", "FakeQuantized", "FreezeRanges", "LayerHarm", "MixedPrecision", "QuantizedModel", "calibrate", "convert",
+    "mixed_precision", "prepare_qat", "quantize", "register_commands", "sensitivity",
 ]  # fmt: skip
 
 _HOME = {

@@ -25,8 +25,8 @@ FEW = 8  # examples; below that a warning says that the ranges mean little
 class Calibration:
     """What is known of a network before it is quantised.
 
-    ranges: (low, high) of each float32 value by name. means: of each channel of what products read. examples: how many were seen.
-    equalized: how many pairs of layers have been equalised. trained: ranges come from training and are taken as they are.
+    ranges: (low, high) of each float32 value by name. means: of each channel of what products read. examples: how many were
+    seen. equalized: how many pairs of layers have been equalised. trained: ranges come from training and are taken as they are.
     """
 
     source: Source
@@ -56,7 +56,7 @@ def without_data(model: Any, batches: Iterable[Any] | None, equalize: bool) -> C
     return Calibration(source, equalized=_equalize(source) if equalize else 0)
 
 
-def calibrate(model: Any, batches: Iterable[Any], observer: str = "minmax", equalize: bool = False) -> Calibration:
+def calibrate(model: Any, batches: Iterable[Any] | None, observer: str = "minmax", equalize: bool = False) -> Calibration:
     """Run `batches` through the model, once, one at a time. The arguments are those of `quantize`."""
     make(observer)
     watch: _Watch | None = None
@@ -94,22 +94,26 @@ class _Watch:
             raise DataError(f"quantize: a batch of shape {array.shape} after {self.shape}; only the first axis may differ")
         for start in range(0, len(array), self.at_once):
             part = np.ascontiguousarray(array[start : start + self.at_once])
-            for name, values, observer in zip(self.source.names, self._run(part), self.observers, strict=True):
+            values = self._run(part)
+            for name, observer in zip(self.source.names, self.observers, strict=True):
                 try:
-                    observer.update(values)
+                    observer.update(values[name])
                 except DataError as error:
                     raise DataError(f"quantize: {name}: {error}") from None
-                if name in self.sums:
-                    channels = values.reshape(-1, values.shape[-1])
-                    self.sums[name] = self.sums[name] + len(part) * channels.mean(0, dtype=np.float64)
+            for name in self.sums:
+                channels = values[name].reshape(-1, values[name].shape[-1])
+                self.sums[name] = self.sums[name] + len(part) * channels.mean(0, dtype=np.float64)
             self.examples += len(part)
 
-    def _run(self, part: np.ndarray) -> list[np.ndarray]:
+    def _run(self, part: np.ndarray) -> dict[str, np.ndarray]:
+        """Every observed value, and what products read (which may be a view of one), by name."""
         if part.shape not in self.plans:
             graph = self.source.graph(part.shape)
-            graph.outputs = observed(graph)
-            self.plans[part.shape] = executable(graph)
-        return self.plans[part.shape].run([part])
+            read = [n.inputs[0] for n in graph.nodes if n.op.name in PRODUCTS]
+            graph.outputs = list(dict.fromkeys([*observed(graph), *read]))
+            self.plans[part.shape] = [v.name for v in graph.outputs], executable(graph)
+        names, plan = self.plans[part.shape]
+        return dict(zip(names, plan.run([part]), strict=True))
 
     def result(self) -> Calibration:
         ranges = {name: o.range() for name, o in zip(self.source.names, self.observers, strict=True)}

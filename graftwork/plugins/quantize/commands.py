@@ -17,8 +17,8 @@ import click
 @click.option("--observer", default="minmax", show_default=True, help="How ranges of activations are learnt.")
 @click.option("--equalize", is_flag=True, help="Cross-layer equalisation beforehand.")
 @click.option("--correct-bias", is_flag=True, help="Take the mean error of rounded weights out of the biases.")
-@click.option("--budget", default=None, type=click.FloatRange(min=0), help="Leave layers in float32 until the relative error of the "
-              "outputs is at most this.")  # fmt: skip
+@click.option("--budget", default=None, type=click.FloatRange(min=0), help="Leave layers in float32 until the relative error "
+              "of the outputs is at most this.")  # fmt: skip
 @click.option("--layers", is_flag=True, help="What 8 bits cost in each layer alone.")
 @click.option("--limit", default=64, show_default=True, type=click.IntRange(min=2), help="Pictures to use at most; half of "
               "them calibrate, the others compare.")  # fmt: skip

@@ -43,6 +43,11 @@ class QuantizedModel:
         results = [Tensor(a) for a in self._plan(tuple(x.shape))[0].run([x.data])]
         return results[0] if len(results) == 1 else tuple(results)
 
+    @property
+    def model(self) -> Any:
+        """The float32 model that was quantised."""
+        return self.calibration.source.model
+
     def with_skip(self, skip: Iterable[str]) -> QuantizedModel:
         """The same network with these nodes, and no others, in float32."""
         return QuantizedModel(self.calibration, self.mode, skip, self.correct_bias)
@@ -113,8 +118,8 @@ def quantize(model: Any, calibration: Iterable[Any] | None = None, observer: str
     skip: names of nodes that stay in float32, as `in_bytes` lists them.
     equalize: cross-layer equalisation beforehand (`equalize.py`). correct_bias: take the mean error of rounded weights out of
     the biases; needs calibration in every mode. Both: Nagel et al. 2019.
-    Weights are taken as they are now. Raises ConfigError for what cannot be quantised, and for names in `skip` that no node has;
-    DataError for unusable batches; warns of very few examples.
+    Weights are taken as they are now. Raises ConfigError for what cannot be quantised, and for names in `skip` that no node
+    has; DataError for unusable batches; warns of very few examples.
     """
     if isinstance(model, QuantizedModel):
         raise ConfigError("quantize: the model is quantised already; give the float32 model")

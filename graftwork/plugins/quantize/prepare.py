@@ -105,7 +105,7 @@ def _compute_weights(graph: Graph) -> None:
     graph.constants, graph.states, graph._names = {}, {}, {v.name: 1 for v in graph.inputs}
     for value, array in arrays.items():
         if value in read:
-            graph.replace(value, graph.add_constant(np.array(array), origin.get(value, value).name))
+            graph.replace(value, graph.add_constant(np.array(array), (origin.get(value) or value).name))
 
 
 class Source:
@@ -128,13 +128,17 @@ class Source:
             graph = prepare(self.model, shape)
             if [v.name for v in observed(graph)] != self.names:
                 raise ConfigError("quantised model: the model has been changed since its calibration; quantise it again")
+            self._share(graph)
             self._graphs[shape] = graph
         graph = copied(self._graphs[shape])
+        self._share(graph)
+        return graph
+
+    def _share(self, graph: Graph) -> None:
         for value, array in graph.constants.items():
             known = self.constants.get(value.name)
             if known is not None and known.shape == array.shape:  # other constants follow the batch's size
                 graph.constants[value] = known
-        return graph
 
     def copy(self) -> Source:
         """Another source, whose constants can be changed without changing this one's."""

@@ -208,7 +208,8 @@ def convert(trained: FakeQuantized) -> QuantizedModel:
     ranges = dict(before.ranges)
     for name, group in trained._group.items():
         if f"{group}.low" in trained._buffers:
-            ranges[name] = tuple(float(trained._buffers[f"{group}.{end}"].numpy()) for end in ("low", "high"))
+            low, high = (float(trained._buffers[f"{group}.{end}"].numpy()) for end in ("low", "high"))
+            ranges[name] = low, high
     known = replace(before, source=source, ranges=ranges, means={}, trained=True)
     return QuantizedModel(known, "static", trained.quantised.skip)
 

@@ -39,9 +39,11 @@ def form_of(low: float, high: float) -> Form:
 
 
 class Rewriter:
-    """Rewrites one graph (static quantisation). ranges: by the value's name. skip: names of nodes that stay in float32.
-    means: of the channels of what products read, for bias correction. shorten: leave out what saturates. in_bytes: nodes that compute in 8 bits; in_float: those
-    that do not."""
+    """Rewrites one graph (static quantisation).
+
+    ranges: by the value's name. skip: names of nodes that stay in float32. means: of the channels of what products read, for
+    bias correction. shorten: leave out what saturates. in_bytes: nodes that compute in 8 bits; in_float: those that do not.
+    """
 
     def __init__(self, graph: Graph, ranges: Mapping[str, tuple[float, float]], skip: frozenset[str] = frozenset(),
                  means: Mapping[str, np.ndarray] | None = None, shorten: bool = True):  # fmt: skip
@@ -90,7 +92,7 @@ class Rewriter:
             self.members.setdefault(self.root(value), []).append(limits)
 
         for node in self.graph.nodes if self.shorten else ():
-            if node.op.name in UNARY and len(node.inputs) == 1:
+            if node.op.name in UNARY and len(node.inputs) == 1 and self._wanted(node.output):
                 self._leave_out_what_saturates(node)
 
     def _leave_out_what_saturates(self, node: Node) -> None:
@@ -177,7 +179,7 @@ class Rewriter:
         elif name in SHARING or node.op.view is not None:
             lowered = self._sharing(node)
         else:
-            lowered = name in UNARY and self._table(node)
+            lowered = name in UNARY and self._wanted(node.output) and self._table(node)
         if lowered and node.op.view is None:
             self.in_bytes.append(node.output.name)
         return lowered
@@ -301,7 +303,7 @@ def corrected(weight: np.ndarray, bias: np.ndarray | None, groups: int, mean: np
     stored, scale, _ = quantise_weight(weight, None, 1.0)
     error = (stored * scale - weight).astype(np.float64)
     parts = zip(np.split(error, groups, axis=-1), np.split(mean, groups), strict=True)
-    shift = np.concatenate([np.einsum("...io,i->o", part, m) for part, m in parts])
+    shift = np.concatenate([(m @ part).reshape(-1, part.shape[-1]).sum(0) for part, m in parts])
     return ((0.0 if bias is None else bias) - shift).astype(np.float32)
 
 

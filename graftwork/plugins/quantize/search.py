@@ -103,8 +103,8 @@ class MixedPrecision:
     def __str__(self) -> str:
         kept = f"{len(self.in_float)} of {len(self.layers)} layers in float32" + "".join(f", {n}" for n in self.in_float)
         verdict = "within" if self.met else f"missing by {self.missed_by:.4g}"
-        return f"score {self.score:.4g}, float32 {self.float_score:.4g}, lost {self.lost:.4g}, {verdict} the budget of " \
-               f"{self.budget:.4g}; {kept}"  # fmt: skip
+        scores = f"score {self.score:.4g}, float32 {self.float_score:.4g}, lost {self.lost:.4g}"
+        return f"{scores}, {verdict} the budget of {self.budget:.4g}; {kept}"
 
 
 def mixed_precision(model: Any, data: Iterable[Any], metric: Metric | None = None, budget: float = 0.01,
@@ -116,7 +116,9 @@ def mixed_precision(model: Any, data: Iterable[Any], metric: Metric | None = Non
     network found is returned; `met` and `missed_by` say so.
     """
     if not budget >= 0 or not 0 <= most_float <= 1:
-        raise ConfigError(f"mixed_precision: budget={budget}, most_float={most_float}; expected at least 0, and a share from 0 to 1")
+        raise ConfigError(
+            f"mixed_precision: budget={budget}, most_float={most_float}; expected at least 0, and a share from 0 to 1"
+        )
     batches = list(data)
     quantised, metric = _prepared(model, batches, metric, options)
     float_score = _score(metric, quantised.with_skip(set(quantised.in_bytes) | quantised.skip))
