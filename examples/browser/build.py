@@ -5,9 +5,9 @@
 
     python examples/browser/build.py site --model squeezenet1_1 --weights w.h5 --classes names.txt --calibrate photos
 
-By default it is ResNet-20 with the weights in the package, for the ten classes of CIFAR-10. The page computes with onnxruntime-web,
-which npm fetches once (about 33 MB; three files of it, 14 MB, go into the site) and which is checked against the digest below.
-The site needs no network: any static server will do.
+By default it is ResNet-20 with the weights in the package, for the ten classes of CIFAR-10. The page computes with
+onnxruntime-web, which npm fetches once (33 MB; three files of it, 14 MB, go into the site) and which is checked against the
+digest below. The site needs no network: any static server will do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ from graftwork.zoo.images import list_images  # noqa: E402
 from graftwork.zoo.resnet_cifar import CLASSES  # noqa: E402
 
 RUNTIME, VERSION = "onnxruntime-web", "1.30.0"
-DIGEST = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # sha512 of the package, in base64
+DIGEST = (  # sha512 of the package, in base64
+    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZ"
+    "ClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+)
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE = ("index.html", "page.css", "page.js", "resize.js")
 PICTURES = 200  # that show the quantisation its ranges
@@ -46,10 +49,10 @@ PICTURES = 200  # that show the quantisation its ranges
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the folder of the site; it is made, and files of the same names are replaced")
+    parser.add_argument("out", type=Path, help="the folder of the site; it is made if need be, and files in it are replaced")
     parser.add_argument("--model", default="resnet20", help="a network of the zoo (default: %(default)s)")
     parser.add_argument("--weights", help="a published name or an HDF5 file; for resnet20 those in the package")
-    parser.add_argument("--classes", type=Path, help="a text file with the class names, one a line, in the order of the outputs")
+    parser.add_argument("--classes", type=Path, help="a text file with the classes, one a line, in the order of the outputs")
     parser.add_argument("--calibrate", type=Path, help="a folder of typical pictures; by default made-up ones stand in")
     arguments = parser.parse_args()
     try:

@@ -63,13 +63,13 @@ function show(model, rgb, { probabilities, milliseconds }) {
   const order = probabilities.map((p, i) => [p, model.classes[i]]).sort((a, b) => b[0] - a[0]);
   $("classes").replaceChildren(...order.slice(0, SHOWN).map(([p, name]) => {
     const item = document.createElement("li");
-    const meter = Object.assign(document.createElement("meter"), { value: p, max: 1 });
-    meter.setAttribute("aria-hidden", "true");
+    const bar = Object.assign(document.createElement("i"), { className: "bar" });
+    bar.style.width = `${100 * p}%`;
     const texts = [name, `${(100 * p).toFixed(1)} %`].map((t) => Object.assign(document.createElement("span"), { textContent: t }));
-    item.append(meter, ...texts);
+    item.append(bar, ...texts);
     return item;
   }));
-  say(`${order[0][1]}, ${(100 * order[0][0]).toFixed(0)} % sure, after ${milliseconds.toFixed(1)} ms.`);
+  say(`Most likely: ${order[0][1]}. Computed in ${milliseconds.toFixed(1)} ms.`);
 }
 
 let address = null;
