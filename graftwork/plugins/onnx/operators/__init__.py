@@ -18,6 +18,6 @@ from . import (
 from .table import OPERATORS
 
 __all__ = [
-    "OPERATORS", "attention", "control", "convolution", "elementwise", "losses", "normalization", "pooling", "products", "quantized",
-    "recurrent", "reduce", "resize", "shape",
+    "OPERATORS", "attention", "control", "convolution", "elementwise", "losses", "normalization", "pooling", "products",
+    "quantized", "recurrent", "reduce", "resize", "shape",
 ]  # fmt: skip
