@@ -190,3 +190,92 @@ def test_products_of_8_bits_become_qdq(name, tmp_path):
         else:  # the runtime multiplies floats: where a value lies between two steps, it may round the other way
             apart = np.abs(found.astype(int) - wanted.astype(int))
             assert apart.max() <= 1 and (apart > 0).mean() < 0.02
+
+
+class Gated(nn.Module):
+    """What quantised networks are made of beside plain convolutions: tables, gates in floats, sums, all kinds of pooling."""
+
+    input_shape = (12, 12, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 8, 3, padding="same"), nn.DepthwiseConv2d(8, 3, padding="same")
+        self.gate, self.back, self.top = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        y = F.hard_swish(self.stem(x * 2.0 - 1.0))
+        y = y * F.hard_sigmoid(self.gate(F.global_avg_pool2d(y, keepdims=True)))
+        y = F.relu6(self.back(self.wide(y)) + y)
+        y = F.concat([F.max_pool2d(y, 3, 2, "same"), F.avg_pool2d(y, 3, 2, "same")], axis=3)
+        return self.top(F.global_avg_pool2d(y))
+
+
+def test_quantised_gates_sums_and_pools(tmp_path):
+    from graftwork.plugins.quantize import quantize
+
+    gw.manual_seed(0)
+    model = Gated()
+    model.eval()
+    small = quantize(model, [images(4, 12, 12, 3)])
+    ops = {n.op.name for n in small.graph().nodes}
+    assert {"byte_table", "quantized_avg_pool2d", "quantized_max_pool2d", "chain"} <= ops
+    export(small, tmp_path / "int8.onnx")
+    x = images(5, 12, 12, 3)
+    # a byte that is rounded the other way moves others behind it, by a step or two of 255
+    close(run(tmp_path / "int8.onnx", x)[0], expected(small, x), 0.02)
+
+
+def test_quantised_network_in_8_bit_kernels(tmp_path):
+    """SqueezeNet: every product is one 8-bit kernel in onnxruntime too, so the results are at most a step apart."""
+    from graftwork.plugins.quantize import quantize
+
+    gw.manual_seed(0)
+    squeezenet = zoo.create("squeezenet1_1", input_shape=(48, 48, 3))
+    squeezenet.eval()
+    model = quantize(squeezenet, [images(4, *squeezenet.input_shape)])
+    export(model, tmp_path / "int8.onnx")
+    x = images(5, *squeezenet.input_shape)  # calibrated with 4, exported with 1
+    wanted = expected(model, x)
+    found = run(tmp_path / "int8.onnx", x)[0]
+    proto = onnx.load(tmp_path / "int8.onnx")
+    kinds = Counter(node.op_type for node in proto.graph.node)
+    assert kinds["QuantizeLinear"] and kinds["DequantizeLinear"] > kinds["Conv"] > 10
+    assert proto.ir_version == 8 and proto.opset_import[0].version == 17
+    weights = [t for t in proto.graph.initializer if len(t.dims) == 4]
+    assert weights and all(t.data_type == onnx.TensorProto.INT8 for t in weights)
+    steps = [n.attrs["scale"] for n in model.graph().nodes if n.op.name == "dequantize"]
+    assert np.abs(found - wanted).max() <= steps[-1] * 1.001 and np.ptp(wanted) > 10 * steps[-1]
+
+
+def test_quantised_residual_network_with_preprocessing(tmp_path):
+    """The network of the browser example: its own weights, pixels in, sums of branches."""
+    from graftwork.plugins.quantize import quantize
+
+    model = zoo.create("resnet20", weights="cifar10")
+    model.eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
+    small = quantize(model, [model.normalise(pixels)])
+    export(small, tmp_path / "int8.onnx", preprocessing=True)
+    export(model, tmp_path / "float.onnx", preprocessing=True)
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.31 * (tmp_path / "float.onnx").stat().st_size
+    close(run(tmp_path / "int8.onnx", pixels.astype(np.float32))[0], expected(small, model.normalise(pixels).numpy()), 0.03)
+
+
+def test_command_quantises(tmp_path):
+    import json
+
+    from click.testing import CliRunner
+    from PIL import Image
+
+    from graftwork.cli import main
+
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / "cats" / f"{i}.png")
+    path = tmp_path / "net.onnx"
+    command = ["export", "resnet20", str(path), "--weights", "cifar10", "--int8", "--json"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code != 0 and "--calibrate" in result.stderr and not path.exists()
+    result = CliRunner().invoke(main, [*command, "--calibrate", str(tmp_path / "pictures")])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["dtype"] == "int8" and path.stat().st_size < 400_000

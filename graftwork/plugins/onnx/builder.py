@@ -104,6 +104,7 @@ class Builder:
         """The onnx.GraphProto."""
         from onnx import TensorProto, helper
 
+        from . import rules_quantized  # noqa: F401 - fills the table
         from .rules import RULES, Emit
 
         inputs, outputs = [], []

@@ -7,6 +7,7 @@ a few ONNX nodes (`rules.py`). Convolutions are NHWC here and NCHW in ONNX: each
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from ...nn.modules.module import Module
 from ...nn.passes import PASSES
 from ...nn.tensor import Tensor, host, tensor
 from ...zoo.images import IMAGENET_BGR_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN
+from ..quantize import QuantizedModel
 from . import require_onnx
 from .builder import Builder
 
@@ -34,6 +36,7 @@ def export(target: Callable, path: str | os.PathLike, *examples: Tensor, dtype: 
            preprocessing: bool = False) -> None:  # fmt: skip
     """Write what `target(*examples)` computes, in inference, to an ONNX file.
 
+    target: a module, a function of tensors, or what `plugins.quantize` returns: that becomes 8-bit QDQ with its own scales.
     examples: tensors that give shapes and dtypes; left out, one image of the model's `input_shape`. dtype: "float32" or
     "float16", what weights are kept and products computed in; inputs and results stay float32. dynamic_batch: the first size
     of inputs is open. preprocessing: the file takes RGB pixels from 0 to 255 and normalises them itself.
@@ -55,8 +58,9 @@ def model_proto(target: Callable, inputs: list[Tensor], dtype: str, dynamic_batc
     """The checked onnx.ModelProto of a call. Weights above 2 GB do not fit into one: ConfigError."""
     import onnx
 
-    graph = capture(target, inputs)
-    twin = capture(target, [_longer(x) for x in inputs]) if dynamic_batch else None
+    read = quantised if isinstance(target, QuantizedModel) else capture
+    graph = read(target, inputs)
+    twin = read(target, [_longer(x) for x in inputs]) if dynamic_batch else None
     builder = Builder(graph, twin, dtype)
     if mode is not None:
         builder.normalise = lambda name: normalise(builder, name, mode, graph.inputs[0].shape[-1])
@@ -88,6 +92,13 @@ def capture(target: Callable, inputs: list[Tensor]) -> Graph:
     return _precompute(graph)
 
 
+def quantised(target: QuantizedModel, inputs: list[Tensor]) -> Graph:
+    """A copy of the graph that a quantised model runs for these inputs."""
+    graph = copy.copy(target.graph(*inputs))
+    graph.nodes, graph.constants = list(graph.nodes), dict(graph.constants)
+    return _precompute(graph)
+
+
 def _precompute(graph: Graph) -> Graph:
     """States become constants, and so does every node that reads constants only."""
     known = {v: host(t.data) for v, t in graph.states.items()} | dict(graph.constants)
@@ -113,17 +124,22 @@ def _longer(x: Tensor) -> Tensor:
     return tensor(np.zeros((x.shape[0] + 1, *x.shape[1:]), x.dtype))
 
 
+def _network(target: Callable) -> Callable:
+    return target.model if isinstance(target, QuantizedModel) else target
+
+
 def _example(target: Callable) -> Tensor:
-    shape = getattr(target, "input_shape", None)
+    shape = getattr(_network(target), "input_shape", None)
     if shape is None:
         raise ConfigError("export: the model does not say what its input is; give an example: export(model, path, x)")
     return tensor(np.zeros((1, *shape), np.float32))
 
 
 def _preprocessing(target: Callable, inputs: list[Tensor]) -> str:
-    mode = getattr(target, "preprocessing", None)
+    network = _network(target)
+    mode = getattr(network, "preprocessing", None)
     if mode not in PREPROCESSINGS or len(inputs) != 1 or inputs[0].ndim != 4:
-        raise ConfigError(f"export: preprocessing={mode!r} of {type(target).__name__} cannot be embedded; expected an image "
+        raise ConfigError(f"export: preprocessing={mode!r} of {type(network).__name__} cannot be embedded; expected an image "
                           f"model with one of {', '.join(PREPROCESSINGS)}")  # fmt: skip
     return mode
 

@@ -115,8 +115,8 @@ def _opset(proto: Any) -> int:
     versions = {o.domain if o.domain not in DOMAINS else "": o.version for o in proto.opset_import}
     opset = versions.get("", 0 if not versions else OPSETS[-1])
     if opset not in OPSETS:
-        raise GraphError(f"ONNX: opset {opset}; this reads {OPSETS[0]} to {OPSETS[-1]}. onnx.version_converter brings a model to "
-                         "one of those")  # fmt: skip
+        raise GraphError(f"ONNX: opset {opset}; this reads {OPSETS[0]} to {OPSETS[-1]}. onnx.version_converter brings a model "
+                         "to one of those")  # fmt: skip
     return opset
 
 

@@ -135,12 +135,12 @@ def _cast(e: Emit) -> None:
 # -- convolutions, products ------------------------------------------------------------------------------------------
 
 
-def _window(attrs: dict) -> dict:
+def window_of(attrs: dict) -> dict:
     (top, bottom), (left, right) = attrs["padding"]
     return {"strides": attrs["stride"], "pads": (top, left, bottom, right)}
 
 
-def _weight(e: Emit) -> str:
+def weight_of(e: Emit) -> str:
     """A convolution's weight, HWIO, as OIHW."""
     value = e.inputs[1]
     if value in e.builder.graph.constants:
@@ -159,20 +159,20 @@ def _epilogue(e: Emit, x: str, nchw: bool) -> None:
 @rule("conv2d")
 def _conv2d(e: Emit) -> None:
     bias = [e.name(2)] if len(e.inputs) > 2 else []
-    x = e("Conv", e.nchw(), _weight(e), *bias, dilations=e.attrs["dilation"], group=e.attrs["groups"],
-          kernel_shape=e.inputs[1].shape[:2], **_window(e.attrs))  # fmt: skip
+    x = e("Conv", e.nchw(), weight_of(e), *bias, dilations=e.attrs["dilation"], group=e.attrs["groups"],
+          kernel_shape=e.inputs[1].shape[:2], **window_of(e.attrs))  # fmt: skip
     _epilogue(e, x, True)
 
 
 @rule("conv2d_input_grad")
 def _conv2d_transpose(e: Emit) -> None:
-    attrs, window = e.attrs, _window(e.attrs)
+    attrs, window = e.attrs, window_of(e.attrs)
     extra = [
         n - ((m - 1) * s + (k - 1) * d + 1 - sum(p))
         for n, m, s, k, d, p in zip(attrs["input_shape"][1:3], e.inputs[0].shape[1:3], attrs["stride"], e.inputs[1].shape[:2],
                                     attrs["dilation"], attrs["padding"], strict=True)
     ]  # fmt: skip
-    e.done(e("ConvTranspose", e.nchw(), _weight(e), dilations=attrs["dilation"], group=attrs["groups"], output_padding=extra,
+    e.done(e("ConvTranspose", e.nchw(), weight_of(e), dilations=attrs["dilation"], group=attrs["groups"], output_padding=extra,
              kernel_shape=e.inputs[1].shape[:2], **window), True)  # fmt: skip
 
 
@@ -184,41 +184,6 @@ def _linear(e: Emit) -> None:
         x = e("MatMul", e.name(0), e.name(1))
         x = e("Add", x, e.name(2)) if len(e.inputs) > 2 else x
     _epilogue(e, x, False)
-
-
-@rule("quantized_conv2d", "quantized_matmul")
-def _quantized(e: Emit) -> None:
-    """Dequantise, compute, quantise again (QDQ): runtimes with 8-bit kernels see one product in such a pattern."""
-    conv, attrs = e.record.op.name == "quantized_conv2d", e.attrs
-    if e.builder.dtype != np.float32:
-        raise GraphError("export: products of 8 bits have float32 scales in ONNX; export with dtype='float32'")
-    weight = _weight(e) if conv else e.name(1)
-    scales = e.builder.graph.constants.get(e.inputs[2])
-    if scales is None:
-        raise GraphError(f"export: the weight's scales are computed, ONNX needs them constant, in\n    {e.record}")
-    x = _dequantise(e, e.nchw() if conv else e.name(), attrs["x_scale"], attrs["x_zero_point"])
-    w = e("DequantizeLinear", weight, e.builder.constant(scales), axis=0 if conv else e.inputs[1].ndim - 1)
-    bias = []
-    if len(e.inputs) > 3:
-        units = np.asarray(np.float32(attrs["x_scale"]) * scales, np.float32)
-        bias = [e("DequantizeLinear", e.name(3), e.builder.constant(units), axis=0)]
-    if conv:
-        y = e("Conv", x, w, *bias, dilations=attrs["dilation"], group=attrs["groups"], kernel_shape=e.inputs[1].shape[:2],
-              **_window(attrs))  # fmt: skip
-    else:
-        y = e("MatMul", x, w)
-        y = e("Add", y, bias[0]) if bias else y
-    bounds = [attrs["low"], attrs["high"]]
-    if bounds != [None, None]:
-        y = e("Clip", y, *("" if b is None else e.builder.scalar(b, np.float32) for b in bounds))
-    if attrs["out_scale"] is not None:
-        zero = e.builder.scalar(attrs["out_zero_point"], e.out.dtype)
-        y = e("QuantizeLinear", y, e.builder.scalar(attrs["out_scale"], np.float32), zero)
-    e.done(y, conv)
-
-
-def _dequantise(e: Emit, x: str, scale: float, zero_point: int) -> str:
-    return e("DequantizeLinear", x, e.builder.scalar(scale, np.float32), e.builder.scalar(zero_point, e.inputs[0].dtype))
 
 
 @rule("matmul")
@@ -245,13 +210,13 @@ def _layer_norm(e: Emit) -> None:
 
 @rule("max_pool2d")
 def _max_pool(e: Emit) -> None:
-    e.done(e("MaxPool", e.nchw(), kernel_shape=e.attrs["window"], **_window(e.attrs)), True)
+    e.done(e("MaxPool", e.nchw(), kernel_shape=e.attrs["window"], **window_of(e.attrs)), True)
 
 
 @rule("avg_pool2d")
 def _avg_pool(e: Emit) -> None:
     count = int(e.attrs["count_padding"])
-    e.done(e("AveragePool", e.nchw(), kernel_shape=e.attrs["window"], count_include_pad=count, **_window(e.attrs)), True)
+    e.done(e("AveragePool", e.nchw(), kernel_shape=e.attrs["window"], count_include_pad=count, **window_of(e.attrs)), True)
 
 
 @rule("sum", "mean", "max", "min", "prod")

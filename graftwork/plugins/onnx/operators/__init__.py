@@ -1,6 +1,7 @@
 """ONNX operators in our ops, one file a family. Importing this package fills the table."""
 
 from . import (
+    attention,
     control,
     convolution,
     elementwise,
@@ -17,6 +18,6 @@ from . import (
 from .table import OPERATORS
 
 __all__ = [
-    "OPERATORS", "control", "convolution", "elementwise", "losses", "normalization", "pooling", "products", "quantized",
-    "recurrent", "reduce", "resize", "shape",
+    "OPERATORS", "attention", "control", "convolution", "elementwise", "losses", "normalization", "pooling", "products",
+    "quantized", "recurrent", "reduce", "resize", "shape",
 ]  # fmt: skip

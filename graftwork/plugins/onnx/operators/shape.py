@@ -100,15 +100,19 @@ def split(c: Call) -> tuple[Tensor, ...]:
 
 
 @operator("Slice", known=(1, 2, 3, 4))
-def slice_(c: Call) -> Tensor:
-    x = c.x()
+def slice_(c: Call) -> Value:
+    rank, image = c.value().ndim, c.value().is_image
+    x = c.image() if image else c.x()
     starts, ends = c.ints("starts", 1), c.ints("ends", 2)
     axes = c.ints("axes", 3, list(range(len(starts))))
     steps = c.ints("steps", 4, [1] * len(starts)) if len(c.inputs) > 4 else [1] * len(starts)
-    index = [slice(None)] * x.ndim
+    index = [slice(None)] * rank
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = _range_of(start, end, step, x.shape[axis])
-    return x[tuple(index)]
+        place = axis % rank
+        place = {0: 0, 1: rank - 1}.get(place, place - 1) if image else place
+        index[place] = _range_of(start, end, step, x.shape[place])
+    y = x[tuple(index)]
+    return Value(image=y) if image else Value(y)
 
 
 def _range_of(start: int, end: int, step: int, size: int) -> slice:
