@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import ConfigError, DataError, WeightsError
 from ...nn import Module
 from ...zoo import create
+from ...zoo.whole import shrink
 from . import require_scikit_learn
 from .features import BATCH, FeatureExtractor
 from .heads import pack, unpack
