@@ -12,8 +12,9 @@ from typing import Any
 from ..hookspecs import hookimpl
 
 _HOME = {
-    "cluster": "rounding", "kmeans": "rounding", "round_to_bytes": "rounding", "compress": "pipeline", "Compression": "pipeline",
-    "Data": "pipeline", "Step": "pipeline", "LADDER": "pipeline", "Subject": "subject", "load_subject": "subject",
+    "cluster": "rounding", "kmeans": "rounding", "round_to_bytes": "rounding", "compress": "pipeline",
+    "Compression": "pipeline", "Data": "pipeline", "Step": "pipeline", "LADDER": "pipeline", "Subject": "subject",
+    "load_subject": "subject",
 }  # fmt: skip
 __all__ = [
     "LADDER", "Compression", "Data", "Step", "Subject", "cluster", "compress", "kmeans", "load_subject", "register_commands",

@@ -27,8 +27,8 @@ def compress(model: str, folder: Path, budget: str, weights: str | None, output:
              limit: int, as_json: bool) -> None:  # fmt: skip
     """Make MODEL smaller and faster, and measure what that costs on pictures.
 
-    MODEL: a classifier that `graftwork transfer fit` wrote, a network that `zoo.save` wrote, or a network of the zoo. Weights are
-    pruned, clustered and stored packed as far as the budget allows; a classifier on top learns from `train` anew.
+    MODEL: a classifier that `graftwork transfer fit` wrote, a network that `zoo.save` wrote, or a network of the zoo. Weights
+    are pruned, clustered and stored packed as far as the budget allows; a classifier on top learns from `train` anew.
     """
     from rich.console import Console
 
@@ -129,7 +129,7 @@ def verdict(found: Any) -> list[str]:
     if found.quantised is not None:
         lines.append(f"8-bit graph: {found.quantised}")
     for name, points in found.missed.items():
-        lines.append(f"{FORMS[name]} misses the budget of {found.budget:g} points by {points:.2f}; it is the best that was found")
+        lines.append(f"{FORMS[name]} misses the budget of {found.budget:g} points by {points:.2f}; nothing better was found")
     if found.met:
         lines.append(f"the budget of {found.budget:g} points is kept")
     return lines

@@ -36,7 +36,8 @@ def memory(executable: Any) -> int:
 def latency(executable: Any, x: np.ndarray) -> float:
     """Milliseconds a call, the median."""
     executable.run([x])
-    times, start = [], time.perf_counter()
+    times: list[float] = []
+    start = time.perf_counter()
     while len(times) < 3 or (len(times) < MOST and time.perf_counter() - start < SECONDS):
         before = time.perf_counter()
         executable.run([x])
@@ -57,7 +58,7 @@ def costs(run: Callable[[Tensor], Tensor], inputs: np.ndarray) -> dict[str, Any]
 
 
 def answers(scores: np.ndarray, truth: np.ndarray, before: np.ndarray | None = None) -> dict[str, Any]:
-    """Accuracy with its 95 % interval; beside scores `before`: points lost, answers that changed, the scores' relative error."""
+    """Accuracy with its 95 % interval; beside scores `before`: points lost, answers that changed, the scores' error."""
     right = scores.argmax(axis=1) == truth
     found: dict[str, Any] = {"accuracy": float(right.mean()), "interval": list(wilson(int(right.sum()), len(right)))}
     if before is not None:

@@ -92,9 +92,9 @@ def compress(subject: Subject, data: Data, budget: float, stored: str | Path, gr
     """Compress as far as `budget` (points of accuracy on `data`) allows, write the files, and measure. The subject's network
     is changed in place.
 
-    stored, graph: the files to write; graph may be None. ladder: steps from mild to strong; the strongest that keeps the
+    stored, graph: the files to write, graph may be None. ladder: steps from mild to strong; the strongest that keeps the
     budget is searched by bisection, so that about log2 of their number are measured. What is chosen is measured on the same
-    pictures: with few of them the loss is a little flattering, and the interval says how little is known. say: told of progress.
+    pictures: with few of them the loss is a little flattering, and the interval says how little is known. say: hears progress.
     Raises ConfigError for a budget below zero, DataError for no pictures.
     """
     if not budget >= 0:
@@ -126,7 +126,8 @@ class _Run:
         self.before |= measure.costs(self._float, self.inputs)
         self.forms: dict[str, dict[str, Any]] = {"before": self.before}
         self.tried: list[dict[str, Any]] = []
-        self.refitted, self.quantised = False, None
+        self.refitted = False
+        self.quantised: str | None = None
 
     @property
     def _float(self) -> Callable[[Tensor], Tensor]:
@@ -205,7 +206,7 @@ class _Run:
         chosen = np.random.default_rng(0).permutation(len(learn))[:CALIBRATION]
         batch = self.subject.inputs(self.subject.pixels([learn[i] for i in chosen]))
         assert self.subject.run is not None  # or there is nothing to capture
-        found = []
+        found: list[tuple[float, int, str, Any, dict[str, Any]]] = []
         for of, observer in (("stored", "minmax"), ("stored", "mse"), ("original", "minmax")):
             if of == "original":
                 self._restore()
@@ -242,7 +243,7 @@ class _Run:
             seen = layer in now and layer in self.outputs
             rows.append({
                 "weight": name, "values": int(array.size), "zeros": float((array == 0).mean()),
-                "different": int(len(np.unique(array))), "weight_error": relative_error(array, self.original[name]),
+                "different": len(np.unique(array)), "weight_error": relative_error(array, self.original[name]),
                 "output_error": relative_error(now[layer], self.outputs[layer]) if seen else None,
             })  # fmt: skip
         return rows

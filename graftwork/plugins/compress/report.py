@@ -13,8 +13,8 @@ from .pipeline import Compression, Step
 def write(path: str | Path, found: Compression, name: str) -> None:
     """Write the page; it appears whole or not at all."""
     before, stored = found.forms["before"], found.forms["stored"]
-    lead = (f"{name}: {before['bytes'] / stored['bytes']:.1f} times smaller, {stored['points_lost']:.2f} points of accuracy lost on "
-            f"{found.pictures:,} pictures of {found.classes} classes.")  # fmt: skip
+    lead = (f"{name}: {before['bytes'] / stored['bytes']:.1f} times smaller, {stored['points_lost']:.2f} points of accuracy "
+            f"lost on {found.pictures:,} pictures of {found.classes} classes.")  # fmt: skip
     sections = [_figures(found), _table(found), _tried(found), _layers(found)]
     write_page(path, f"Compression of {name}", lead, sections)
 
@@ -22,7 +22,7 @@ def write(path: str | Path, found: Compression, name: str) -> None:
 def _figures(found: Compression) -> Section:
     before, stored = found.forms["before"], found.forms["stored"]
     entries = [
-        ("file", f"{stored['bytes'] / 1e6:.2f} MB", f"{stored['bytes'] / before['bytes']:.1%} of {before['bytes'] / 1e6:.2f} MB"),
+        ("file", f"{stored['bytes'] / 1e6:.2f} MB", f"{stored['bytes'] / before['bytes']:.1%} of before"),
         ("accuracy", f"{stored['accuracy']:.1%}", "95 %: {:.1%} to {:.1%}".format(*stored["interval"])),
         ("before", f"{before['accuracy']:.1%}", "95 %: {:.1%} to {:.1%}".format(*before["interval"])),
         ("weights", str(found.step), ""),
@@ -43,8 +43,8 @@ def _table(found: Compression) -> Section:
 def _tried(found: Compression) -> Section:
     ordered = sorted(found.tried, key=lambda row: (row["sparsity"], -(row["values"] or 256)))
     cells = [[str(Step(r["sparsity"], r["values"])), f"{r['accuracy']:.4f}", f"{r['points_lost']:.2f}"] for r in ordered]
-    return Section("Steps that were tried", "From mild to strong, without a new classifier on top. The strongest that keeps the "
-                   "budget is searched by bisection.", table(["step", "accuracy", "points lost"], cells))  # fmt: skip
+    return Section("Steps that were tried", "From mild to strong, without a new classifier on top. The strongest that keeps "
+                   "the budget is searched by bisection.", table(["step", "accuracy", "points lost"], cells))  # fmt: skip
 
 
 def _layers(found: Compression) -> Section:
@@ -60,5 +60,5 @@ def _layers(found: Compression) -> Section:
     body = line_chart(curves, "layer", "relative error") + table(
         ["weight", "values", "zeros", "different", "error of weights", "error of outputs"], cells
     )
-    return Section("Layer by layer", "Errors are Euclidean, relative to what was there before; outputs include what earlier layers "
-                   "add.", body)  # fmt: skip
+    return Section("Layer by layer", "Errors are Euclidean, relative to what was there before; outputs include what earlier "
+                   "layers add.", body)  # fmt: skip

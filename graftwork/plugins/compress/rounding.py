@@ -18,8 +18,8 @@ SIZES = (2, 256)
 def kmeans(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(centroids in ascending order, each value's centroid number) of numbers, by Lloyd's algorithm (1982).
 
-    Centroids start evenly between the extremes, which keeps the few large weights, that matter most, near one (Han et al. 2016).
-    Each becomes the mean of the values nearest to it; those that get none are dropped. Sorted once, a round costs no more
+    Centroids start evenly between the extremes, which keeps the few large weights, that matter most, near one (Han et al.
+    2016). Each becomes the mean of the values nearest to it; those that get none are dropped. Sorted once, a round costs no more
     than looking up the borders.
     """
     flat = np.asarray(values, np.float64).ravel()
