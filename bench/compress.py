@@ -20,7 +20,7 @@ import numpy as np
 
 import graftwork as gw
 from graftwork import nn, zoo
-from graftwork.plugins.compress import compress, load_subject, round_to_bytes
+from graftwork.plugins.compress import compress, load_subject
 from graftwork.plugins.prune import prune_channels
 from graftwork.plugins.quantize import quantize
 from graftwork.plugins.transfer import ImageClassifier, load_folder
@@ -76,13 +76,11 @@ def sizes() -> dict[str, Any]:
         model = zoo.create(name)
         x = np.random.default_rng(0).random((1, *model.input_shape), np.float32)
         with tempfile.TemporaryDirectory() as folder:
-            paths = {form: Path(folder) / form for form in ("float32", "int8", "int8_packed", "weights_int8_packed")}
+            paths = {form: Path(folder) / form for form in ("float32", "int8", "int8_packed")}
             zoo.save_weights(model, paths["float32"])
             graph = quantize(model, [x]).graph(gw.tensor(x))
             graph.save(paths["int8"])
             graph.save(paths["int8_packed"], packed=True)
-            round_to_bytes(model)
-            zoo.save(model, paths["weights_int8_packed"], layout="packed")
             bytes_ = {form: path.stat().st_size for form, path in paths.items()}
         ratios = {form: round(size / bytes_["float32"], 4) for form, size in bytes_.items()}
         found[name] = {"parameters": model.count_parameters(), "bytes": bytes_, "of_float32": ratios}

@@ -28,6 +28,8 @@ from .subject import Subject
 
 CALIBRATION = 64  # pictures that activations' ranges are learned from
 LOOKED_AT = 8  # pictures that layers' errors are measured with
+FITS = 4  # steps at most that a classifier on top is fitted anew for; each reads all pictures to learn from
+HEAD = ("mean", "scale", "weight", "bias", "estimator_", "C", "C_")  # what fitting it changes
 
 
 class Step(NamedTuple):
@@ -42,8 +44,8 @@ class Step(NamedTuple):
 
 
 LADDER = (  # from mild to strong; each makes a smaller file than the one before
-    Step(0.0, None), Step(0.0, 64), Step(0.3, 64), Step(0.5, 64), Step(0.5, 32), Step(0.6, 32), Step(0.7, 32), Step(0.7, 16),
-    Step(0.8, 16), Step(0.9, 16),
+    Step(0.0, None), Step(0.0, 128), Step(0.0, 64), Step(0.3, 64), Step(0.5, 64), Step(0.5, 32), Step(0.6, 32), Step(0.7, 32),
+    Step(0.7, 16), Step(0.8, 16), Step(0.9, 16),
 )  # fmt: skip
 
 
@@ -159,7 +161,7 @@ class _Run:
         step = self.ladder[number]
         self.apply(step)
         found = measure.answers(self.subject.scores(self.pixels), self.truth, self.scores)
-        self.tried.append({**step._asdict(), "accuracy": found["accuracy"], "points_lost": found["points_lost"]})
+        self.tried.append({**step._asdict(), "refitted": False, **_counted(found)})
         self.say(f"{step}: {found['points_lost']:+.2f} points lost")
         return found["points_lost"]
 
@@ -176,28 +178,37 @@ class _Run:
 
     def store(self, path: str | Path) -> None:
         """Choose the step, fit the classifier on top anew where there is one, and write the file."""
-        self.step = self.ladder[self._strongest()]
-        self.apply(self.step)
+        number = self._strongest()
+        self.apply(self.ladder[number])
         found = measure.answers(self.subject.scores(self.pixels), self.truth, self.scores)
-        if self.data.learn is not None and self.data.learn_labels is not None:
-            found = self._refit(found)
+        if self.subject.fits and self.data.learn is not None:
+            number, found = self._refit(number, found)
+        self.step = self.ladder[number]
+        self.apply(self.step)
         self.subject.save(path, packed=True)
         self.forms["stored"] = {"bytes": Path(path).stat().st_size, **found, **measure.costs(self._float, self.inputs)}
 
-    def _refit(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Fit what is on top anew, and keep it if it answers no worse."""
+    def _refit(self, number: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """What is on top, fitted anew to the features of a step, allows further steps: (the last one that keeps the budget,
+        what it answers). Without any, the given step with whichever classifier answers better."""
         model = self.subject.model
-        kept = {name: getattr(model, name, None) for name in ("mean", "scale", "weight", "bias", "estimator_", "C_", "C")}
-        self.say("fitting the classifier on the compressed features")
-        if not self.subject.refit(self.data.learn, self.data.learn_labels):  # type: ignore[arg-type]
-            return found
-        again = measure.answers(self.subject.scores(self.pixels), self.truth, self.scores)
-        if again["accuracy"] >= found["accuracy"]:
-            self.refitted = True
-            return again
-        for name, value in kept.items():
+        first, head = number, {name: getattr(model, name) for name in HEAD}
+        for following in range(first, min(first + FITS, len(self.ladder))):
+            self.apply(self.ladder[following])
+            self.say(f"{self.ladder[following]}: fitting the classifier on top anew")
+            self.subject.refit(self.data.learn, self.data.learn_labels)  # type: ignore[arg-type]
+            again = measure.answers(self.subject.scores(self.pixels), self.truth, self.scores)
+            self.tried.append({**self.ladder[following]._asdict(), "refitted": True, **_counted(again)})
+            self.say(f"{self.ladder[following]}, fitted anew: {again['points_lost']:+.2f} points lost")
+            kept = again["points_lost"] <= self.budget
+            if kept or (following == first and again["accuracy"] > found["accuracy"]):
+                number, found, self.refitted = following, again, True
+                head = {name: getattr(model, name) for name in HEAD}
+            if not kept:
+                break
+        for name, value in head.items():
             setattr(model, name, value)
-        return found
+        return number, found
 
     # -- the graph that runs -----------------------------------------------------------------------------------------
     def quantise(self, path: str | Path | None) -> None:
@@ -247,6 +258,10 @@ class _Run:
                 "output_error": relative_error(now[layer], self.outputs[layer]) if seen else None,
             })  # fmt: skip
         return rows
+
+
+def _counted(found: dict[str, Any]) -> dict[str, float]:
+    return {name: found[name] for name in ("accuracy", "points_lost")}
 
 
 __all__ = ["LADDER", "Compression", "Data", "Step", "compress"]

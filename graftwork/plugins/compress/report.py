@@ -42,9 +42,14 @@ def _table(found: Compression) -> Section:
 
 def _tried(found: Compression) -> Section:
     ordered = sorted(found.tried, key=lambda row: (row["sparsity"], -(row["values"] or 256)))
-    cells = [[str(Step(r["sparsity"], r["values"])), f"{r['accuracy']:.4f}", f"{r['points_lost']:.2f}"] for r in ordered]
-    return Section("Steps that were tried", "From mild to strong, without a new classifier on top. The strongest that keeps "
-                   "the budget is searched by bisection.", table(["step", "accuracy", "points lost"], cells))  # fmt: skip
+    cells = [
+        [str(Step(r["sparsity"], r["values"])), "yes" if r["refitted"] else "no", f"{r['accuracy']:.4f}",
+         f"{r['points_lost']:.2f}"]
+        for r in ordered
+    ]  # fmt: skip
+    text = ("From mild to strong. The strongest that keeps the budget is searched by bisection; from there on, steps are tried "
+            "with a classifier that was fitted anew.")  # fmt: skip
+    return Section("Steps that were tried", text, table(["step", "fitted anew", "accuracy", "points lost"], cells))
 
 
 def _layers(found: Compression) -> Section:

@@ -93,13 +93,10 @@ class Subject:
         """Whether a classifier on top can learn anew, without the network."""
         return isinstance(self.model, ImageClassifier)
 
-    def refit(self, pictures: Sequence[Any], labels: np.ndarray) -> bool:
-        """Learn the classifier on top anew, from what the compressed network says of pictures; False if there is none."""
-        if not self.fits:
-            return False
+    def refit(self, pictures: Sequence[Any], labels: np.ndarray) -> None:
+        """Learn the classifier on top anew, from what the compressed network says of pictures; only if it `fits`."""
         self.model.C = self.model.C_ if self.model.estimator_ is None else None
         self.model.fit(pictures, labels, self.classes)
-        return True
 
     def save(self, path: str | Path, packed: bool) -> None:
         """Write it as it is now, in the form that its kind is loaded from."""
