@@ -121,6 +121,7 @@ class _Run:
         say(f"reading {len(data.pictures)} pictures")
         self.pixels, self.truth = subject.pixels(data.pictures), np.asarray(data.labels)
         self.inputs = subject.inputs(self.pixels[:LOOKED_AT])
+        self.original_head = self._head()
         self.original = {name: p.numpy().copy() for name, p in weights(subject.network).items()}
         self.scores = subject.scores(self.pixels)
         self.outputs = self._layer_outputs()
@@ -143,6 +144,14 @@ class _Run:
             path = Path(folder) / "size.h5"
             self.subject.save(path, packed)
             return path.stat().st_size
+
+    def _head(self) -> dict[str, Any]:
+        """What stands on top of the network, if that can be fitted."""
+        return {name: getattr(self.subject.model, name) for name in HEAD} if self.subject.fits else {}
+
+    def _put(self, head: dict[str, Any]) -> None:
+        for name, value in head.items():
+            setattr(self.subject.model, name, value)
 
     # -- the stored file ---------------------------------------------------------------------------------------------
     def apply(self, step: Step) -> None:
@@ -191,8 +200,7 @@ class _Run:
     def _refit(self, number: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """What is on top, fitted anew to the features of a step, allows further steps: (the last one that keeps the budget,
         what it answers). Without any, the given step with whichever classifier answers better."""
-        model = self.subject.model
-        first, head = number, {name: getattr(model, name) for name in HEAD}
+        first, head = number, self._head()
         for following in range(first, min(first + FITS, len(self.ladder))):
             self.apply(self.ladder[following])
             self.say(f"{self.ladder[following]}: fitting the classifier on top anew")
@@ -203,11 +211,10 @@ class _Run:
             kept = again["points_lost"] <= self.budget
             if kept or (following == first and again["accuracy"] > found["accuracy"]):
                 number, found, self.refitted = following, again, True
-                head = {name: getattr(model, name) for name in HEAD}
+                head = self._head()
             if not kept:
                 break
-        for name, value in head.items():
-            setattr(model, name, value)
+        self._put(head)
         return number, found
 
     # -- the graph that runs -----------------------------------------------------------------------------------------
@@ -218,9 +225,11 @@ class _Run:
         batch = self.subject.inputs(self.subject.pixels([learn[i] for i in chosen]))
         assert self.subject.run is not None  # or there is nothing to capture
         found: list[tuple[float, int, str, Any, dict[str, Any]]] = []
+        head = self._head()
         for of, observer in (("stored", "minmax"), ("stored", "mse"), ("original", "minmax")):
             if of == "original":
                 self._restore()
+                self._put(self.original_head)
             network = quantize(self.subject.run, [batch], observer=observer)
             scores = measure.answers(self.subject.scores(self.pixels, network), self.truth, self.scores)
             found.append((scores["points_lost"], len(found), f"{of} weights, ranges by {observer}", network, scores))
@@ -233,6 +242,7 @@ class _Run:
             network.graph(Tensor(self.inputs[:1])).save(target, packed=True)
             size = target.stat().st_size
         self.apply(self.step)
+        self._put(head)
         self.forms["graph"] = {"bytes": size, **scores, **measure.costs(network, self.inputs)}
 
     def _restore(self) -> None:
