@@ -26,7 +26,7 @@ FORMAT = 1
 STREAMS = {"codes": np.uint8, "gaps": np.uint8, "floats": np.float32, "bytes": np.uint8}
 SPARSE = 0.4  # share of zeros from which gaps are shorter than zeros; between, gzip makes both alike
 LARGEST_CODEBOOK = 256
-CHUNK = 1 << 18  # elements that gzip takes at once
+CHUNK, LEVEL = 1 << 18, 9  # elements that gzip takes at once, and how hard it tries
 _BOMB_BYTES, _BOMB_RATIO = 4 << 30, 1000  # no honest file holds that much and stores that little
 
 
@@ -255,29 +255,32 @@ def unpack(streams: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def write_streams(group: Any, streams: Mapping[str, np.ndarray]) -> None:
     """Streams as datasets of an open HDF5 group, behind its filters shuffle and gzip.
 
-    Codes hardly repeat in longer pieces: Huffman's code alone is then shorter than what gzip makes of their matches, and
-    the filter reads it all the same. So each chunk is compressed here, both ways, and the shorter one is written.
+    Codes hardly repeat in longer pieces: Huffman's code alone is then shorter (and quicker) than what gzip makes of their
+    matches, and the filter reads it all the same. So chunks are compressed here, in the way that is shorter for the first.
     """
     for name, stream in streams.items():
         if not stream.size:
             continue
         length = min(len(stream), CHUNK)
         data = group.create_dataset(
-            name, stream.shape, stream.dtype, chunks=(length,), compression="gzip", compression_opts=9, shuffle=True
+            name, stream.shape, stream.dtype, chunks=(length,), compression="gzip", compression_opts=LEVEL, shuffle=True
         )
+        ways: tuple[int, ...] = _STRATEGIES
         for start in range(0, len(stream), length):
             chunk = np.zeros(length, stream.dtype)
             part = stream[start : start + length]
             chunk[: len(part)] = part
             planes = np.ascontiguousarray(chunk.view(np.uint8).reshape(length, -1).T)  # what the filter shuffle does
-            data.id.write_direct_chunk((start,), min((_deflated(planes, s) for s in _STRATEGIES), key=len))
+            packed = {way: _deflated(planes, way) for way in ways}
+            ways = (min(ways, key=lambda way: len(packed[way])),)
+            data.id.write_direct_chunk((start,), packed[ways[0]])
 
 
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 
 
 def _deflated(data: np.ndarray, strategy: int) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
     return packer.compress(data.tobytes()) + packer.flush()
 
 

@@ -25,7 +25,7 @@ from graftwork.plugins import hookspecs
 
 GROUP = "graftwork"
 # Our own, for a checkout that no installer has given metadata; the same names stand in pyproject.toml.
-BUNDLED = ("data_parallel", "model_parallel", "onnx", "quantize", "transfer")
+BUNDLED = ("compress", "data_parallel", "model_parallel", "onnx", "quantize", "transfer")
 STRICT = "GRAFTWORK_STRICT_PLUGINS"
 DISABLE = "GRAFTWORK_DISABLE_PLUGINS"
 

@@ -173,3 +173,28 @@ def test_resize_refuses_what_does_not_fit(model):
         resize(model, {"nobody": np.zeros(3)})
     with pytest.raises(errors.ShapeError, match=r"inner.bias \(3, 3\)"):
         resize(model, {"inner.bias": np.zeros((3, 3))})
+
+
+def test_reconstruction_makes_most_of_the_damage_good():
+    model = zoo.create("glyphnet", weights="glyphs")
+    seen, fresh = (gw.tensor(np.random.default_rng(i).random((24, *model.input_shape), np.float32)) for i in (0, 1))
+    plain = prune_channels(model, seen, amount=0.25).model
+    fitted = prune_channels(model.train(), seen, amount=0.25, reconstruct=True).model
+    assert model.training and fitted.training
+    with gw.no_grad():
+        expected, cut, made_good = (net.eval()(fresh).numpy() for net in (model, plain, fitted))
+    # weights are fitted to other inputs than these: half of the error is asked for, much more goes
+    assert np.linalg.norm(made_good - expected) < 0.5 * np.linalg.norm(cut - expected)
+
+
+def test_reconstruction_is_exact_where_the_lost_channels_repeat_others(x):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.ReLU(), nn.Conv2d(4, 2, 3, 2, padding=1), nn.Flatten(),
+                        nn.Linear(8, 3)).eval()  # fmt: skip
+    first = net[0].weight.numpy().copy()
+    first[..., 2:] = 0.5 * first[..., :2]  # half as large, and so the first to go
+    assign(net[0].weight, first)
+    images = gw.tensor(np.random.default_rng(0).standard_normal((64, 4, 4, 3)).astype(np.float32))
+    small = prune_channels(net, images, amount=0.5, skip=("2",), reconstruct=True).model
+    assert small[0].weight.shape[3] == 2
+    with gw.no_grad():  # the ridge, a thousandth, is what is left
+        np.testing.assert_allclose(small(images).numpy(), net(images).numpy(), atol=0.02 * np.abs(net(images).numpy()).max())

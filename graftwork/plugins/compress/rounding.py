@@ -5,6 +5,8 @@ Both change the model in place and leave zeros zero, so that pruning comes befor
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ...errors import ConfigError
@@ -13,14 +15,15 @@ from ..prune.magnitude import weights
 
 ROUNDS = 60  # of Lloyd's algorithm; it has settled long before
 SIZES = (2, 256)
+SMALL = 1 / 64  # share of all weights below which a tensor has 256 values in any case
 
 
 def kmeans(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(centroids in ascending order, each value's centroid number) of numbers, by Lloyd's algorithm (1982).
 
-    Centroids start evenly between the extremes, which keeps the few large weights, that matter most, near one (Han et al. 2016).
-    Each becomes the mean of the values nearest to it; those that get none are dropped. Sorted once, a round costs no more
-    than looking up the borders.
+    Centroids start evenly between the extremes, which keeps the few large weights near one: they matter most (Han et al.
+    2016). Each becomes the mean of the values nearest to it; those that get none are dropped. Sorted once, a round costs no
+    more than looking up the borders.
     """
     flat = np.asarray(values, np.float64).ravel()
     ordered = np.sort(flat)
@@ -39,12 +42,16 @@ def kmeans(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 def cluster(model: Module, size: int = 32) -> dict[str, float]:
     """Replace each weight (of two dimensions and more) by the nearest of `size` values that its tensor's weights gather around.
 
-    Zeros stay and are not counted. Returns each tensor's relative error (Euclidean). Raises ConfigError for a size that a byte
-    does not number, and for weights that are not finite.
+    Zeros stay and are not counted. Tensors with less than a 64th of all weights get 256 values: that costs little, and the
+    first layers, which are small, bear the least. Returns each tensor's relative error (Euclidean). Raises ConfigError for a
+    size that a byte does not number, and for weights that are not finite.
     """
     if not SIZES[0] <= size <= SIZES[1]:
         raise ConfigError(f"cluster: size={size}; expected {SIZES[0]} to {SIZES[1]} values, which a byte can number")
-    return {name: _replace(name, p, lambda array: _clustered(array, size)) for name, p in weights(model).items()}
+    found = weights(model)
+    small = SMALL * sum(p.size for p in found.values())
+    sizes = {name: SIZES[1] if p.size < small else size for name, p in found.items()}
+    return {name: _replace(name, p, partial(_clustered, size=sizes[name])) for name, p in found.items()}
 
 
 def _clustered(array: np.ndarray, size: int) -> np.ndarray:

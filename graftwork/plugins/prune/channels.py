@@ -22,6 +22,7 @@ from ...nn.modules.resize import resize
 from ...nn.tensor import Tensor
 from .dependencies import Dependencies, Product, analyse
 from .magnitude import SCOPES
+from .reconstruct import reconstruct as fit_layers
 
 IMPORTANCES = ("l1", "l2", "batch_norm")
 STEPS = 24  # of the bisection for a number of multiplications
@@ -69,14 +70,15 @@ class Group(NamedTuple):
 
 def prune_channels(model: Module, example: Tensor, amount: float | None = None, target_macs: float | None = None,
                    importance: str = "l1", scope: str = "layer", multiple: int = 1, most: float = 0.9,
-                   skip: Sequence[str] = ()) -> Pruned:  # fmt: skip
+                   skip: Sequence[str] = (), reconstruct: bool = False) -> Pruned:  # fmt: skip
     """A copy of `model` with the least important channels gone. `model` stays as it is; train the copy on to win back accuracy.
 
-    example: an input, of which the shape counts. amount: the share of channels to prune, of each group of joined layers
+    example: inputs, of which the shape counts. amount: the share of channels to prune, of each group of joined layers
     (scope="layer") or of all by importance over their group's mean (scope="global"). target_macs: instead, the share of
     multiplications to keep; the least `amount` that reaches it is searched. importance: "l1" or "l2" norm of the weights that
     make a channel, or "batch_norm" for the size of its scale. multiple: each layer keeps a multiple of so many channels if it
-    had one. most: the share that no group loses more of. skip: modules (paths) whose output channels all stay.
+    had one. most: the share that no group loses more of. skip: modules (paths) whose output channels all stay. reconstruct: fit
+    layers that lost inputs so that their outputs for `example` (a few hundred real inputs) stay; see reconstruct.py.
 
     Joined are layers whose outputs are added or multiplied; depthwise convolutions and batch norms follow. Inputs, outputs
     and what meets ops that need all channels (a zero-padded shortcut, layer norm, softmax) keep theirs; the report says so.
@@ -85,7 +87,7 @@ def prune_channels(model: Module, example: Tensor, amount: float | None = None, 
     _check(amount, target_macs, importance, scope, multiple, most)
     training = model.training
     small = copy.deepcopy(model).eval()
-    found = analyse(small, example)
+    found = analyse(small, Tensor(example.data[:1]))
     _skip(found, small, skip)
     groups = _groups(found, importance)
     if not groups:
@@ -99,12 +101,16 @@ def prune_channels(model: Module, example: Tensor, amount: float | None = None, 
     try:
         with no_grad():
             small(Tensor(example.data[:1]))
-        again = analyse(small, example)
+        again = analyse(small, Tensor(example.data[:1]))
     except GraftworkError as error:
         raise ModelError(
             f"prune: {type(model).__name__} does not run with fewer channels: {error}; name the layers that its code insists "
             "on in skip=(...)"
         ) from error
+    if reconstruct:
+        model.eval()
+        fit_layers(small, model, found, kept, example)
+        model.train(training)
     report = ChannelReport(
         (before, _macs(again)), (parameters, small.count_parameters()), tuple(dict.fromkeys(sizes)), _kept_reasons(found)
     )

@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import ConfigError, DataError, WeightsError
 from ...nn import Module
 from ...zoo import create
+from ...zoo.whole import shrink
 from . import require_scikit_learn
 from .features import BATCH, FeatureExtractor
 from .heads import pack, unpack
@@ -172,7 +173,7 @@ class ImageClassifier(Parameters):
     def save(self, path: str | Path, packed: bool = False) -> None:
         """Write trunk and classifier to one HDF5 file that `load` reads; it appears whole or not at all.
 
-        packed: in few bytes where the trunk was pruned, clustered or rounded; the trunk exactly, the classifier in float32.
+        packed: in few bytes where the trunk was pruned, clustered or rounded; exact but for the matrices of the classifier, float32.
         Raises ConfigError for an estimator that cannot be written as arrays (see heads.py).
         """
         self._require_fitted()
@@ -185,7 +186,7 @@ class ImageClassifier(Parameters):
         else:
             info["estimator"], head = pack(self.estimator_)
         if packed:
-            head = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in head.items()}
+            head = {name: a.astype(np.float32) if a.dtype == np.float64 and a.ndim > 1 else a for name, a in head.items()}
         save_parts(path, KIND, {"trunk": self.model.state_dict(), "head": head}, info, ("trunk", "head") if packed else ())
 
     def _require_fitted(self) -> None:

@@ -21,6 +21,7 @@ from ...nn.optim import AdamW
 from ...nn.rng import seeded
 from ...nn.schedule import OneCycleLR
 from ...zoo import create
+from ...zoo.whole import shrink
 from .augment import Augmentation
 from .strategy import as_before, layers_of, rates, stages, train_last
 from .training_data import BALANCES, PictureSet, TrainingLoader, TrainingSet, check_labels, decode, targets, threads
