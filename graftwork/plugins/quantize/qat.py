@@ -188,8 +188,8 @@ def prepare_qat(model: Any, calibration: Iterable[Any] | None = None, observer: 
 
     model: as for `quantize`, or a QuantizedModel of mode "static", which need not be calibrated again. momentum: of the moving
     ranges, at least 0 and below 1. options: `skip`, `equalize` and `correct_bias` of `quantize`, from where training starts.
-    Train it with a small learning rate for a few epochs; then `convert` it. The model itself is left as it is. Raises ConfigError for other modes, and for networks that
-    compute something else for other batch sizes.
+    Train it with a small learning rate for a few epochs; then `convert` it. The model itself is left as it is. Raises
+    ConfigError for other modes, and for networks that compute something else for other batch sizes.
     """
     if not 0 <= momentum < 1:
         raise ConfigError(f"prepare_qat: momentum={momentum}; expected at least 0 and below 1")
