@@ -78,7 +78,7 @@ class Whole(nn.Module):
         return self.head(self.trunk(x))
 
 
-def photos(folder: Path, weights: Path, cache: Path | None) -> None:
+def photos(folder: Path, weights: Path, cache: Path | None, training: int) -> None:
     """SqueezeNet's features and a logistic regression, in float32, in 8 bits, and in 8 bits after training."""
     from graftwork.plugins.transfer import ImageClassifier
     from graftwork.zoo.images import list_labelled
@@ -108,7 +108,7 @@ def photos(folder: Path, weights: Path, cache: Path | None) -> None:
 
     plain = quantize(network, known)
     note("minmax", plain)
-    chosen = order[PHOTOS : PHOTOS + QAT_PHOTOS]
+    chosen = order[PHOTOS : PHOTOS + training]
     logits = classifier.decision(features[chosen]).astype(np.float32)
     start = quantize(network, known, correct_bias=True)
     note("bias corrected", start)
@@ -159,12 +159,13 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--squeezenet", type=Path)
     parser.add_argument("--cache", type=Path, help="keep the photos' features here")
+    parser.add_argument("--train-photos", type=int, default=QAT_PHOTOS, help="for training in 8 bits (default %(default)s)")
     given = parser.parse_args()
     use_threads(1)  # cores may be shared; no times are taken
     gw.manual_seed(0)
     if given.photos:
         print("photos", flush=True)
-        photos(given.photos, given.squeezenet, given.cache)
+        photos(given.photos, given.squeezenet, given.cache, given.train_photos)
     if given.cifar:
         pixels, labels = load(given.cifar)
         if given.mobilenet:
