@@ -30,7 +30,7 @@ from .quantized_cifar import narrow_mobilenet
 from .resnet20 import VALIDATION, load
 
 CALIBRATION, BATCH = 512, 250  # of CIFAR-10's images
-PHOTOS, QAT_PHOTOS, QAT_BATCH, RATE = 128, 256, 16, 1e-4  # for calibration; for training in 8 bits
+PHOTOS, QAT_PHOTOS, QAT_BATCH, RATE = 128, 1024, 16, 1e-4  # for calibration; for training in 8 bits
 OPTIONS: dict[str, dict[str, Any]] = {
     "minmax": {}, "percentile": {"observer": "percentile"}, "mse": {"observer": "mse"},
     "bias corrected": {"correct_bias": True}, "equalised": {"equalize": True}, "dynamic": {"mode": "dynamic"},
@@ -78,7 +78,7 @@ class Whole(nn.Module):
         return self.head(self.trunk(x))
 
 
-def photos(folder: Path, weights: Path, cache: Path | None) -> None:
+def photos(folder: Path, weights: Path, cache: Path | None, training: int) -> None:
     """SqueezeNet's features and a logistic regression, in float32, in 8 bits, and in 8 bits after training."""
     from graftwork.plugins.transfer import ImageClassifier
     from graftwork.zoo.images import list_labelled
@@ -108,9 +108,11 @@ def photos(folder: Path, weights: Path, cache: Path | None) -> None:
 
     plain = quantize(network, known)
     note("minmax", plain)
-    chosen = order[PHOTOS : PHOTOS + QAT_PHOTOS]
+    chosen = order[PHOTOS : PHOTOS + training]
     logits = classifier.decision(features[chosen]).astype(np.float32)
-    note("trained in 8 bits", distilled(plain, trunk, [paths[i] for i in chosen], logits), photos=len(chosen))
+    start = quantize(network, known, correct_bias=True)
+    note("bias corrected", start)
+    note("trained in 8 bits", distilled(start, trunk, [paths[i] for i in chosen], logits), photos=len(chosen))
     for name, options in OPTIONS.items():
         if name not in row:
             note(name, quantize(network, known, **options))
@@ -157,12 +159,13 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--squeezenet", type=Path)
     parser.add_argument("--cache", type=Path, help="keep the photos' features here")
+    parser.add_argument("--train-photos", type=int, default=QAT_PHOTOS, help="for training in 8 bits (default %(default)s)")
     given = parser.parse_args()
     use_threads(1)  # cores may be shared; no times are taken
     gw.manual_seed(0)
     if given.photos:
         print("photos", flush=True)
-        photos(given.photos, given.squeezenet, given.cache)
+        photos(given.photos, given.squeezenet, given.cache, given.train_photos)
     if given.cifar:
         pixels, labels = load(given.cifar)
         if given.mobilenet:

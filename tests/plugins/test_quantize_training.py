@@ -68,13 +68,15 @@ def test_fake_weights_are_those_of_the_int8_kernels(rng):
     np.testing.assert_allclose(weight.grad.numpy(), 1.0, rtol=1e-6)
 
 
-def test_the_fake_network_computes_what_the_bytes_do_before_and_after_conversion(net, images):
-    quantised = quantize(net, [images])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_the_fake_network_computes_what_the_bytes_do_before_and_after_conversion(net, images, corrected):
+    quantised = quantize(net, [images], correct_bias=corrected)
     fake = prepare_qat(quantised).eval()
     x = gw.tensor(images[:5])  # another batch size than the calibration's
     bytes_ = quantised(x).numpy()
     with gw.no_grad():
-        assert relative(fake(x).numpy(), bytes_) < 1e-5
+        # biases that are not zero are rounded to whole numbers in bytes: that may tip a value over to the next step
+        assert relative(fake(x).numpy(), bytes_) < (0.005 if corrected else 1e-5)
         assert relative(convert(fake)(x).numpy(), bytes_) < 1e-5
         with pytest.raises(ShapeError, match="prepared for"):
             fake(gw.tensor(np.zeros((1, 9, 8, 3), np.float32)))
@@ -103,7 +105,7 @@ def test_training_recovers_what_rounding_has_cost(net, images, compiled):
     after = convert(fake)
     assert relative(after(gw.tensor(images)).numpy(), wanted) < 0.5 * before
     with gw.no_grad():
-        # biases are whole numbers in bytes: now and then that tips a value over to the next step
+        # 0.005: as above
         assert relative(after(gw.tensor(images)).numpy(), fake.eval()(gw.tensor(images)).numpy()) < 0.005
     assert "trained in 8 bits" in after.report()
 

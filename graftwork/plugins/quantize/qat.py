@@ -23,7 +23,7 @@ from ...nn.tensor import Tensor, tensor
 from ..hookspecs import hookimpl
 from .calibrate import Calibration
 from .model import QuantizedModel, quantize
-from .rewrite import PRODUCTS, SHARING, Rewriter
+from .rewrite import PRODUCTS, SHARING, Rewriter, corrected
 
 _TINY = 1e-12
 
@@ -80,8 +80,15 @@ class FakeQuantized(Module):
         self._take_weights()
 
     def _take_weights(self) -> None:
-        trained = {v for n in self._graph.nodes if n.op.name in PRODUCTS for v in n.inputs[1:3]}
-        for value, array in self._graph.constants.items():
+        constants, known = dict(self._graph.constants), self.quantised.calibration.means
+        products = [n for n in self._graph.nodes if n.op.name in PRODUCTS]
+        for node in products if self.quantised.correct_bias else ():
+            if len(node.inputs) > 2 and node.output.name in self._lowered:
+                weight, bias = (constants[v] for v in node.inputs[1:3])
+                mean = known.get(node.inputs[0].name)
+                constants[node.inputs[2]] = np.asarray(corrected(weight, bias, node.attrs.get("groups", 1), mean))
+        trained = {v for n in products for v in n.inputs[1:3]}
+        for value, array in constants.items():
             if value in trained:
                 setattr(self, value.name, Parameter(array.copy()))
             else:
@@ -180,9 +187,9 @@ def prepare_qat(model: Any, calibration: Iterable[Any] | None = None, observer: 
     """A module that computes what `quantize(model, calibration)` would, and can be trained to do it better.
 
     model: as for `quantize`, or a QuantizedModel of mode "static", which need not be calibrated again. momentum: of the moving
-    ranges, at least 0 and below 1. options: `skip` and `equalize` of `quantize`. Train it with a small learning rate for a few
-    epochs; then `convert` it. The model itself is left as it is. Raises ConfigError for other modes, and for networks that
-    compute something else for other batch sizes.
+    ranges, at least 0 and below 1. options: `skip`, `equalize` and `correct_bias` of `quantize`, from where training starts.
+    Train it with a small learning rate for a few epochs; then `convert` it. The model itself is left as it is. Raises
+    ConfigError for other modes, and for networks that compute something else for other batch sizes.
     """
     if not 0 <= momentum < 1:
         raise ConfigError(f"prepare_qat: momentum={momentum}; expected at least 0 and below 1")
