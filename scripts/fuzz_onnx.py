@@ -2,8 +2,8 @@
 
     python scripts/fuzz_onnx.py --seconds 60 --seed 1
 
-Each file is read and, where that works and its inputs are small, called. Anything but a result or one of the project's own errors
-is a defect: it is printed, and the exit status is 1. Address space is limited to 6 GB.
+Each file is read and, where that works and its inputs are small, called. Anything but a result or one of the project's own
+errors is a defect: it is printed, and the exit status is 1. Address space is limited to 6 GB.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from graftwork import no_grad, tensor  # noqa: E402 - the path above leads to it
-from graftwork.errors import GraftworkError  # noqa: E402
-from graftwork.plugins.onnx import load  # noqa: E402
+from graftwork import no_grad, tensor
+from graftwork.errors import GraftworkError
+from graftwork.plugins.onnx import load
 
 MEMORY, LARGEST, SLOW = 6 << 30, 1 << 20, 10.0  # bytes; values of all inputs; seconds that are reported
 

@@ -12,7 +12,6 @@ from ...nn.modules.module import Module, Parameter
 from ...nn.tensor import Tensor, tensor
 from .operators.table import Call, Node, Program, Value, at_once
 
-
 _CONTRADICTIONS = (ArithmeticError, AssertionError, AttributeError, KeyError, TypeError, ValueError)  # of what a file says
 
 

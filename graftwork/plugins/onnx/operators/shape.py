@@ -12,7 +12,6 @@ from ....nn.ops.index import SCATTER_ADD
 from ....nn.tensor import Tensor, tensor
 from .table import Call, Value, fixed, hot, operator
 
-
 LARGEST = 1 << 28  # values that are made from one, or repeated
 
 
