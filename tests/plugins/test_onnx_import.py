@@ -123,11 +123,17 @@ CASES = {  # operator, attributes, inputs, constants, opset
     "is inf": ("IsInf", {"detect_negative": 0}, [np.float32([1, np.inf, -np.inf, np.nan])], [], 17),
     "prelu": ("PRelu", {}, [IMAGE], [normal(4, 1, 1)], 17),
     "lp pool": ("LpPool", {"kernel_shape": [3, 2], "p": 3, "strides": [2, 2]}, [IMAGE], [], 18),
+    "grid": ("GridSample", {"padding_mode": "reflection", "mode": "bicubic", "align_corners": 1}, [IMAGE],
+             [1.4 * normal(2, 3, 5, 2)], 17),
+    "grid border": ("GridSample", {"padding_mode": "border"}, [IMAGE], [1.4 * normal(2, 3, 5, 2)], 17),
+    "boxes": ("NonMaxSuppression", {}, [np.abs(normal(2, 9, 4))],
+              [np.abs(normal(2, 3, 9)), np.array([3]), np.float32([0.3]), np.float32([0.5])], 17),
+    "dft": ("DFT", {"axis": 1, "onesided": 1}, [normal(2, 9, 1)], [np.array(8)], 17),
     "upsample": ("Upsample", {"mode": "nearest"}, [IMAGE], [np.float32([1, 1, 2, 3])], 9),
 }  # fmt: skip
 OUTPUTS = {"TopK": ("float32", "int64"), "Split": ("float32",) * 3, "ArgMax": ("int64",), "Mod": ("int64",), "Div": ("int32",),
            "QuantizeLinear": ("int8",), "MatMulInteger": ("int32",), "LSTM": ("float32",) * 3,
-           "GRU": ("float32",) * 2, "IsInf": ("bool",)}  # fmt: skip
+           "GRU": ("float32",) * 2, "IsInf": ("bool",), "NonMaxSuppression": ("int64",)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -16,10 +16,11 @@ from . import (
     resize,
     sampling,
     shape,
+    signals,
 )  # fmt: skip
 from .table import OPERATORS
 
 __all__ = [
     "OPERATORS", "attention", "control", "convolution", "detection", "elementwise", "losses", "normalization", "pooling",
-    "products", "quantized", "recurrent", "reduce", "resize", "sampling", "shape",
+    "products", "quantized", "recurrent", "reduce", "resize", "sampling", "shape", "signals",
 ]  # fmt: skip
