@@ -61,8 +61,17 @@ def run(case: Any) -> str | None:
     except GraftworkError as error:
         return reason(str(error))
     except AssertionError as error:
-        return f"wrong: {' '.join(str(error).split())[:120]}"
+        return wrong(" ".join(str(error).split()))
     return None
+
+
+def wrong(text: str) -> str:
+    """NumPy's long account of a difference in a few words."""
+    places = re.search(r"Mismatched elements: (\d+) / (\d+)", text)
+    most = re.search(r"Max absolute difference[^:]*: (\S+)", text)
+    if places is None or most is None:
+        return f"wrong: {text[:120]}"
+    return f"wrong: {places[1]} of {places[2]} values, by at most {float(most[1]):.1e}"
 
 
 def reason(message: str) -> str:

@@ -110,10 +110,30 @@ CASES = {  # operator, attributes, inputs, constants, opset
              [normal(2, 12, 4), normal(2, 12, 3), normal(2, 24)], 17),
     "gru": ("GRU", {"hidden_size": 3, "linear_before_reset": 1}, [normal(5, 2, 4)],
             [normal(1, 9, 4), normal(1, 9, 3), normal(1, 18)], 17),
+    "nll loss": ("NegativeLogLikelihoodLoss", {"ignore_index": 2}, [IMAGE], [ints(0, 4, 2, 7, 6), np.abs(normal(4))], 17),
+    "cross-entropy": ("SoftmaxCrossEntropyLoss", {"reduction": "sum"}, [IMAGE], [ints(0, 4, 2, 7, 6)], 17),
+    "attention": ("Attention", {"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 1}, [normal(2, 5, 12)],
+                  [normal(2, 5, 6), normal(2, 5, 6), np.arange(25).reshape(5, 5) % 3 > 0], 23),
+    "rotary": ("RotaryEmbedding", {"num_heads": 2, "interleaved": 1}, [normal(2, 5, 12)],
+               [normal(9, 3), 2 * normal(9, 3)[::-1].copy(), ints(0, 9, 2, 5)], 23),
+    "group norm": ("GroupNormalization", {"num_groups": 2}, [IMAGE], [normal(4), normal(4)], 21),
+    "one hot": ("OneHot", {"axis": 1}, [ints(-5, 6, 3, 4)], [np.array([4]), np.float32([-1, 2])], 17),
+    "trilu": ("Trilu", {"upper": 0}, [IMAGE], [np.array(-1)], 17),
+    "where": ("Where", {}, [IMAGE > 0], [normal(6), normal(7, 1)], 17),
+    "is inf": ("IsInf", {"detect_negative": 0}, [np.float32([1, np.inf, -np.inf, np.nan])], [], 17),
+    "prelu": ("PRelu", {}, [IMAGE], [normal(4, 1, 1)], 17),
+    "lp pool": ("LpPool", {"kernel_shape": [3, 2], "p": 3, "strides": [2, 2]}, [IMAGE], [], 18),
+    "grid": ("GridSample", {"padding_mode": "reflection", "mode": "bicubic", "align_corners": 1}, [IMAGE],
+             [1.4 * normal(2, 3, 5, 2)], 17),
+    "grid border": ("GridSample", {"padding_mode": "border"}, [IMAGE], [1.4 * normal(2, 3, 5, 2)], 17),
+    "boxes": ("NonMaxSuppression", {}, [np.abs(normal(2, 9, 4))],
+              [np.abs(normal(2, 3, 9)), np.array([3]), np.float32([0.3]), np.float32([0.5])], 17),
+    "dft": ("DFT", {"axis": 1, "onesided": 1}, [normal(2, 9, 1)], [np.array(8)], 17),
+    "upsample": ("Upsample", {"mode": "nearest"}, [IMAGE], [np.float32([1, 1, 2, 3])], 9),
 }  # fmt: skip
 OUTPUTS = {"TopK": ("float32", "int64"), "Split": ("float32",) * 3, "ArgMax": ("int64",), "Mod": ("int64",), "Div": ("int32",),
            "QuantizeLinear": ("int8",), "MatMulInteger": ("int32",), "LSTM": ("float32",) * 3,
-           "GRU": ("float32",) * 2}  # fmt: skip
+           "GRU": ("float32",) * 2, "IsInf": ("bool",), "NonMaxSuppression": ("int64",)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -195,10 +195,17 @@ def _attribute(attribute: Any) -> Any:
     if attribute.type == AttributeProto.TENSOR:
         return _array(value)
     if attribute.type == AttributeProto.STRING:
-        return value.decode()
+        return _text(value)
     if attribute.type == AttributeProto.STRINGS:
-        return tuple(v.decode() for v in value)
+        return tuple(_text(v) for v in value)
     return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise GraphError(f"ONNX: an attribute holds {value[:20]!r}, which is no text; is the file damaged?") from None
 
 
 def _signature(info: Any) -> Signature:

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import DTypeError, GraftworkError, GraphError, ShapeError
+from ...errors import DTypeError, GraftworkError, GraphError, RangeError, ShapeError
 from ...nn.modules.module import Module, Parameter
 from ...nn.tensor import Tensor, tensor
 from .operators.table import Call, Node, Program, Value, at_once
+
+_CONTRADICTIONS = (ArithmeticError, AssertionError, AttributeError, KeyError, TypeError, ValueError)  # of what a file says
 
 
 class Signature(NamedTuple):
@@ -108,6 +110,10 @@ def compute(node: Node, scope: dict[str, Value], opset: int, device: str) -> lis
         if str(node) not in str(error):
             error.add_note(f"in the ONNX {node}")
         raise
+    except IndexError as error:
+        raise RangeError(f"ONNX: {node}: {error}") from error
+    except _CONTRADICTIONS as error:
+        raise GraphError(f"ONNX: {node} contradicts itself or its inputs: {error}") from error
 
 
 def _results(call: Call) -> list[Value]:

@@ -4,6 +4,7 @@ from . import (
     attention,
     control,
     convolution,
+    detection,
     elementwise,
     losses,
     normalization,
@@ -13,11 +14,13 @@ from . import (
     recurrent,
     reduce,
     resize,
+    sampling,
     shape,
+    signals,
 )  # fmt: skip
 from .table import OPERATORS
 
 __all__ = [
-    "OPERATORS", "attention", "control", "convolution", "elementwise", "losses", "normalization", "pooling", "products",
-    "quantized", "recurrent", "reduce", "resize", "shape",
+    "OPERATORS", "attention", "control", "convolution", "detection", "elementwise", "losses", "normalization", "pooling",
+    "products", "quantized", "recurrent", "reduce", "resize", "sampling", "shape", "signals",
 ]  # fmt: skip

@@ -12,6 +12,8 @@ from ....nn.ops.index import SCATTER_ADD
 from ....nn.tensor import Tensor, tensor
 from .table import Call, Value, fixed, hot, operator
 
+LARGEST = 1 << 28  # values that are made from one, or repeated
+
 
 @operator("Constant")
 def constant(c: Call) -> np.ndarray:
@@ -63,6 +65,8 @@ def unsqueeze(c: Call) -> Tensor:
     x, axes = c.x(), c.ints("axes", 1)
     rank = x.ndim + len(axes)
     axes = [a % rank for a in axes]
+    if len(set(axes)) != len(axes):
+        raise c.error(f"axes {axes} name a dimension twice")
     rest = iter(x.shape)
     return F.reshape(x, tuple(1 if i in axes else next(rest) for i in range(rank)))
 
@@ -216,6 +220,7 @@ def expand(c: Call) -> Tensor:
 def tile(c: Call) -> Tensor:
     x = c.x()
     repeats = [int(n) for n in c.known(1)]
+    _allowed(c, *(n * m for n, m in zip(x.shape, repeats, strict=True)))
     for axis, n in enumerate(repeats):
         index = fixed(x, np.tile(np.arange(x.shape[axis]), n), np.int64)
         x = x if n == 1 else F.gather(x, index, axis)
@@ -263,13 +268,21 @@ def _gathered(x: Tensor, widths: list[tuple[int, int]], mode: str, fill: float) 
 @operator("ConstantOfShape", known=(0,))
 def constant_of_shape(c: Call) -> np.ndarray:
     value = c.attr("value", np.zeros(1, np.float32))
-    return np.full(tuple(int(n) for n in c.known(0)), value.reshape(-1)[0], value.dtype)
+    return np.full(_allowed(c, *(int(n) for n in c.known(0))), value.reshape(-1)[0], value.dtype)
+
+
+def _allowed(c: Call, *sizes: int) -> tuple[int, ...]:
+    """The sizes, unless a few bytes of the file would fill the memory."""
+    if math.prod(sizes) > LARGEST:
+        raise c.error(f"asks for {math.prod(sizes)} values made from one; refused")
+    return sizes
 
 
 @operator("Range", known=(0, 1, 2))
 def range_(c: Call) -> np.ndarray:
     start, limit, step = (c.known(i).reshape(()) for i in range(3))
     count = max(math.ceil((float(limit) - float(start)) / float(step)), 0)
+    _allowed(c, count)
     return (start + np.arange(count).astype(start.dtype) * step).astype(start.dtype)
 
 
