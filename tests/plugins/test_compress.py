@@ -17,7 +17,8 @@ from graftwork.nn.modules.module import assign
 from graftwork.plugins.compress import Data, Step, Subject, cluster, compress, kmeans, load_subject, round_to_bytes
 from graftwork.plugins.compress.commands import parse_budget
 from graftwork.plugins.prune import MagnitudePruner, prune_channels
-from graftwork.plugins.transfer import ImageClassifier
+from graftwork.plugins.transfer import FineTuned, ImageClassifier, Recipe
+from graftwork.plugins.transfer.finetune import WithHead
 
 
 def test_kmeans_finds_separate_heaps_and_never_gets_worse():
@@ -138,6 +139,24 @@ def test_a_pruned_classifier_is_stored_with_its_own_shapes(classifier, tmp_path)
         again = ImageClassifier.load(tmp_path / "c.h5")
         assert again.model.count_parameters() < classifier.model.count_parameters()
         np.testing.assert_allclose(again.predict_proba(pictures), refitted.predict_proba(pictures), atol=1e-5)
+
+
+def test_a_fine_tuned_network_with_pruned_channels(classifier, tmp_path):
+    pictures, labels = striped(12, 1)
+    learn = striped(16)
+    trunk = prune_channels(classifier.model, classifier.model.normalise(np.stack(learn[0])), amount=0.1, reconstruct=True).model
+    top = ImageClassifier(trunk, "glyphnet", C=0.1).fit(*learn, ["along", "across"])
+    network = WithHead(trunk, len(top.mean), 2)
+    for tensor, value in ((network.mean, top.mean), (network.scale, 1 / top.scale), (network.head.weight, top.weight.T),
+                          (network.head.bias, top.bias)):  # fmt: skip
+        assign(tensor, value)
+    tuned = FineTuned(network.eval(), top.classes, Recipe(augment=None), "glyphnet")
+    assert tuned.score(pictures, labels) == 1.0
+    found = compress(Subject(tuned), Data(pictures, labels, *learn), 0.0, tmp_path / "small.h5", ladder=LADDER[:2])
+    assert found.met and not found.refitted and found.forms["graph"]["accuracy"] == 1.0
+    again = FineTuned.load(tmp_path / "small.h5")
+    assert again.model.trunk.count_parameters() == trunk.count_parameters() < classifier.model.count_parameters()
+    np.testing.assert_array_equal(again.logits(pictures), tuned.logits(pictures))
 
 
 @pytest.fixture
