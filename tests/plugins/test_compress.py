@@ -123,6 +123,16 @@ def test_a_classifier_within_its_budget(classifier, tmp_path):
     assert all(0 < row["weight_error"] < 1 and row["output_error"] > 0 for row in errors_.values())
 
 
+def test_channels_may_go_first(classifier, tmp_path):
+    (pictures, labels), learn = striped(12, 1), striped(16)
+    before = classifier.model.count_parameters()
+    found = compress(Subject(classifier), Data(pictures, labels, *learn), 0.0, tmp_path / "s.h5", ladder=LADDER[:1], macs=0.6)
+    assert found.met and found.channels["macs"][1] <= 0.6 * found.channels["macs"][0]
+    again = ImageClassifier.load(tmp_path / "s.h5")
+    assert again.score(pictures, labels) == 1.0 and again.model.count_parameters() < before
+    assert any(row["output_error"] is None for row in found.layers) and found.layers[-1]["output_error"] > 0
+
+
 def test_a_budget_out_of_reach_says_by_how_much(classifier, tmp_path):
     pictures, labels = striped(24, 1)
     found = compress(Subject(classifier), Data(pictures, labels), 0.0, tmp_path / "small.h5", ladder=LADDER[2:])
@@ -185,8 +195,10 @@ def test_the_command_on_a_network_of_the_zoo(folder, tmp_path):
     assert text.startswith("<!doctype html>") and "Layer by layer" in text and "stored file" in text
     assert zoo.load(out).labels == zoo.create("glyphnet", weights="glyphs").labels
     assert isinstance(zoo.load(graph), nn.graph_file.LoadedGraph)
-    again = run(out, "--data", folder, "--budget", "100", "-o", tmp_path / "again.h5", "--json")
+    again = run(out, "--data", folder, "--budget", "100", "-o", tmp_path / "again.h5", "--macs", "0.8", "--json")
     found = json.loads(again.stdout)
+    assert zoo.load(tmp_path / "again.h5").count_parameters() < zoo.load(out).count_parameters()
+    assert 0.7 < found["channels"]["macs"][1] / found["channels"]["macs"][0] <= 0.8
     assert found["met"] and found["budget"] == 100 and set(found["forms"]) == {"before", "stored", "graph"}
 
 
