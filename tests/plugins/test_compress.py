@@ -17,6 +17,7 @@ from graftwork.nn.modules.module import assign
 from graftwork.plugins.compress import Data, Step, Subject, cluster, compress, kmeans, load_subject, round_to_bytes
 from graftwork.plugins.compress.commands import parse_budget
 from graftwork.plugins.prune import MagnitudePruner, prune_channels
+from graftwork.plugins.quantize import quantize
 from graftwork.plugins.transfer import FineTuned, ImageClassifier, Recipe
 from graftwork.plugins.transfer.finetune import WithHead
 
@@ -121,6 +122,17 @@ def test_a_classifier_within_its_budget(classifier, tmp_path):
     errors_ = {row["weight"]: row for row in found.layers}
     assert set(errors_) == {n for n, p in again.model.named_parameters() if p.ndim >= 2}
     assert all(0 < row["weight_error"] < 1 and row["output_error"] > 0 for row in errors_.values())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_quantised_network_runs_from_its_file_alone(tmp_path, packed):
+    model = zoo.create("glyphnet", weights="glyphs")
+    x = np.random.default_rng(0).random((4, *model.input_shape), np.float32)
+    small = quantize(model, [x])
+    small.graph(gw.tensor(x)).save(tmp_path / "graph.h5", packed=packed)
+    zoo.save_weights(model, tmp_path / "float32.h5")
+    assert np.array_equal(gw.load_graph(tmp_path / "graph.h5")(gw.tensor(x)).numpy(), small(gw.tensor(x)).numpy())
+    assert (tmp_path / "graph.h5").stat().st_size < 0.27 * (tmp_path / "float32.h5").stat().st_size
 
 
 def test_channels_may_go_first(classifier, tmp_path):

@@ -53,9 +53,9 @@ LADDER = (  # from mild to strong; each makes a smaller file than the one before
 class Compression:
     """What `compress` found.
 
-    forms: for "before", "stored" and "graph" what they cost (`bytes`, `memory`, `latency_ms` by batch) and reach (`accuracy` with
-    its `interval`, and beside "before" `points_lost` and the rest of `measure.answers`). tried: accuracy by step. layers: each
-    layer's errors. channels: what taking channels out did, if it was asked for. met: whether every form keeps the budget.
+    forms: for "before", "stored" and "graph" what they cost (`bytes`, `memory`, `latency_ms` by batch) and reach (`accuracy`
+    with its `interval`, and beside "before" `points_lost` and the rest of `measure.answers`). tried: accuracy by step.
+    layers: each layer's errors. channels: what taking channels out did, if it was asked for. met: whether all keep the budget.
     """
 
     pictures: int
