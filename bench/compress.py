@@ -29,7 +29,7 @@ from graftwork.plugins.transfer.evaluation import wilson
 from .common import RESULTS, write
 from .resnet20 import BATCH, VALIDATION, load
 
-RATE, MOMENTUM, DECAY = 0.02, 0.9, 5e-4  # of the fine-tuning after pruning; the highest rate is a fifth of that in training
+RATE, MOMENTUM, DECAY = 0.02, 0.9, 5e-4  # of the fine-tuning after pruning; the highest rate is a fifth of training's
 SEEN = 256  # training images that layers are fitted to after pruning
 NETWORKS = ("resnet50", "vgg16", "mobilenet_v2", "squeezenet1_1")
 
@@ -39,7 +39,8 @@ def share(right: np.ndarray) -> dict[str, Any]:
     return {"accuracy": float(right.mean()), "interval": list(wilson(int(right.sum()), len(right))), "images": len(right)}
 
 
-def channels(cifar: Path, epochs: int, rate: float = RATE, checkpoint: Path | None = None, target: float = 0.5) -> dict[str, Any]:
+def channels(cifar: Path, epochs: int, rate: float = RATE, checkpoint: Path | None = None,
+             target: float = 0.5) -> dict[str, Any]:  # fmt: skip
     """The embedded ResNet-20 with half the multiplications, fine-tuned; accuracy on the images that no training saw."""
     from scripts.cifar10.train import augment, classify  # the recipe that its weights were made with
 
@@ -62,7 +63,8 @@ def channels(cifar: Path, epochs: int, rate: float = RATE, checkpoint: Path | No
         print(json.dumps(trainer.fit(loader, epoch)[-1]), flush=True)
     after = classify(small.eval(), pixels[kept]) == labels[kept]
     return {
-        "network": "resnet20", "epochs": epochs, "rate": rate, "macs": report.macs, "macs_left": report.macs[1] / report.macs[0],
+        "network": "resnet20", "epochs": epochs, "rate": rate, "macs": report.macs,
+        "macs_left": report.macs[1] / report.macs[0],
         "parameters": report.parameters, "before": share(before), "pruned": share(at_once), "fine_tuned": share(after),
         "points_lost": 100 * float(before.mean() - after.mean()), "history": trainer.history,
     }  # fmt: skip
