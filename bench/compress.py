@@ -2,7 +2,7 @@
 
     python -m bench.compress --sizes
     python -m bench.compress --photos clothing --weights squeezenet_weights.h5 [--classifier clothes.h5]
-    python -m bench.compress --cifar cifar10.h5 [--epochs 6]
+    python -m bench.compress --cifar cifar10.h5 [--epochs 20]
 
 `photos` has `train` and `validation` with a sub-folder for each class. Each part that is asked for replaces its entry in
 bench/results/compress.json.
@@ -29,7 +29,7 @@ from graftwork.plugins.transfer.evaluation import wilson
 from .common import RESULTS, write
 from .resnet20 import BATCH, VALIDATION, load
 
-RATE, MOMENTUM, DECAY = 0.02, 0.9, 5e-4  # of the fine-tuning after pruning; the rate is a fifth of that in training
+RATE, MOMENTUM, DECAY = 0.02, 0.9, 5e-4  # of the fine-tuning after pruning; the highest rate is a fifth of training's
 SEEN = 256  # training images that layers are fitted to after pruning
 NETWORKS = ("resnet50", "vgg16", "mobilenet_v2", "squeezenet1_1")
 
@@ -39,7 +39,8 @@ def share(right: np.ndarray) -> dict[str, Any]:
     return {"accuracy": float(right.mean()), "interval": list(wilson(int(right.sum()), len(right))), "images": len(right)}
 
 
-def channels(cifar: Path, epochs: int, checkpoint: Path | None = None, target: float = 0.5) -> dict[str, Any]:
+def channels(cifar: Path, epochs: int, rate: float = RATE, checkpoint: Path | None = None,
+             target: float = 0.5) -> dict[str, Any]:  # fmt: skip
     """The embedded ResNet-20 with half the multiplications, fine-tuned; accuracy on the images that no training saw."""
     from scripts.cifar10.train import augment, classify  # the recipe that its weights were made with
 
@@ -53,7 +54,7 @@ def channels(cifar: Path, epochs: int, checkpoint: Path | None = None, target: f
     prepare = lambda rng, x, t: (model.normalise(augment(rng, x)).numpy(), t)  # noqa: E731 - two lines of preprocessing
     dataset = nn.ArrayDataset(pixels[seen], labels[seen], transform=prepare)
     loader = nn.DataLoader(dataset, BATCH, shuffle=True, drop_last=True, workers=1, seed=0)
-    optimizer = nn.optim.SGD(small.parameters(), lr=RATE, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
+    optimizer = nn.optim.SGD(small.parameters(), lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
     schedule = nn.schedule.OneCycleLR(optimizer, epochs * len(loader), rise=0.1)
     trainer = nn.Trainer(small, optimizer, schedule=schedule, compile=True, progress=False, checkpoint_path=checkpoint)
     if checkpoint is not None:
@@ -62,7 +63,8 @@ def channels(cifar: Path, epochs: int, checkpoint: Path | None = None, target: f
         print(json.dumps(trainer.fit(loader, epoch)[-1]), flush=True)
     after = classify(small.eval(), pixels[kept]) == labels[kept]
     return {
-        "network": "resnet20", "epochs": epochs, "macs": report.macs, "macs_left": report.macs[1] / report.macs[0],
+        "network": "resnet20", "epochs": epochs, "rate": rate, "macs": report.macs,
+        "macs_left": report.macs[1] / report.macs[0],
         "parameters": report.parameters, "before": share(before), "pruned": share(at_once), "fine_tuned": share(after),
         "points_lost": 100 * float(before.mean() - after.mean()), "history": trainer.history,
     }  # fmt: skip
@@ -118,7 +120,8 @@ def keep(part: str, found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="compression: sizes, accuracy, arithmetic")
     parser.add_argument("--cifar", type=Path, help="CIFAR-10 as HDF5: prune half of ResNet-20's multiplications")
-    parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning after the pruning of channels")
+    parser.add_argument("--epochs", type=int, default=20, help="of fine-tuning after the pruning of channels")
+    parser.add_argument("--rate", type=float, default=RATE, help="the highest learning rate of it")
     parser.add_argument("--checkpoint", type=Path, help="where that fine-tuning goes on after an interruption")
     parser.add_argument("--sizes", action="store_true", help="files of 8 bits")
     parser.add_argument("--photos", type=Path, help="labelled photographs: compress a classifier of them")
@@ -131,7 +134,7 @@ def main() -> None:
     if arguments.photos:
         keep("clothing", clothing(arguments.photos, arguments.weights, arguments.classifier, arguments.budget))
     if arguments.cifar:
-        keep("channels", channels(arguments.cifar, arguments.epochs, arguments.checkpoint))
+        keep("channels", channels(arguments.cifar, arguments.epochs, arguments.rate, arguments.checkpoint))
 
 
 if __name__ == "__main__":

@@ -161,8 +161,9 @@ def zoo_verify(file: str, model: str | None, as_json: bool) -> None:
 @zoo.command("convert")
 @click.argument("source", type=click.Path())
 @click.argument("target", type=click.Path())
-@click.option("--model", default=None, help="The model of the zoo whose weights these are; .weights.h5 needs it.")
-@click.option("--layout", default=None, type=click.Choice(("legacy", "weights.h5")), help="By default as TARGET's name says.")
+@click.option("--model", default=None, help="The network whose weights these are; .weights.h5 and packed need it.")
+@click.option("--layout", default=None, type=click.Choice(("legacy", "weights.h5", "packed")),
+              help="By default as TARGET's name says.")  # fmt: skip
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(("float32", "float16", "bfloat16")))
 @click.option("--compress", is_flag=True, help="Pack tensors with gzip.")
 @_JSON

@@ -40,7 +40,7 @@ def result() -> dict:
 
 @pytest.mark.parametrize(
     "part",
-    ["advise", "coldstart", "finetune", "labels", "memory", "networks", "once", "overhead", "roofline", "training"],
+    ["advise", "coldstart", "compress", "finetune", "labels", "memory", "networks", "once", "overhead", "roofline", "training"],
 )
 def test_parts_load(part):
     """`python -m bench` runs these, all but those that need data of their own."""

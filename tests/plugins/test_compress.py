@@ -17,7 +17,9 @@ from graftwork.nn.modules.module import assign
 from graftwork.plugins.compress import Data, Step, Subject, cluster, compress, kmeans, load_subject, round_to_bytes
 from graftwork.plugins.compress.commands import parse_budget
 from graftwork.plugins.prune import MagnitudePruner, prune_channels
-from graftwork.plugins.transfer import ImageClassifier
+from graftwork.plugins.quantize import quantize
+from graftwork.plugins.transfer import FineTuned, ImageClassifier, Recipe
+from graftwork.plugins.transfer.finetune import WithHead
 
 
 def test_kmeans_finds_separate_heaps_and_never_gets_worse():
@@ -122,6 +124,27 @@ def test_a_classifier_within_its_budget(classifier, tmp_path):
     assert all(0 < row["weight_error"] < 1 and row["output_error"] > 0 for row in errors_.values())
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_quantised_network_runs_from_its_file_alone(tmp_path, packed):
+    model = zoo.create("glyphnet", weights="glyphs")
+    x = np.random.default_rng(0).random((4, *model.input_shape), np.float32)
+    small = quantize(model, [x])
+    small.graph(gw.tensor(x)).save(tmp_path / "graph.h5", packed=packed)
+    zoo.save_weights(model, tmp_path / "float32.h5")
+    assert np.array_equal(gw.load_graph(tmp_path / "graph.h5")(gw.tensor(x)).numpy(), small(gw.tensor(x)).numpy())
+    assert (tmp_path / "graph.h5").stat().st_size < 0.27 * (tmp_path / "float32.h5").stat().st_size
+
+
+def test_channels_may_go_first(classifier, tmp_path):
+    (pictures, labels), learn = striped(12, 1), striped(16)
+    before = classifier.model.count_parameters()
+    found = compress(Subject(classifier), Data(pictures, labels, *learn), 0.0, tmp_path / "s.h5", ladder=LADDER[:1], macs=0.6)
+    assert found.met and found.channels["macs"][1] <= 0.6 * found.channels["macs"][0]
+    again = ImageClassifier.load(tmp_path / "s.h5")
+    assert again.score(pictures, labels) == 1.0 and again.model.count_parameters() < before
+    assert any(row["output_error"] is None for row in found.layers) and found.layers[-1]["output_error"] > 0
+
+
 def test_a_budget_out_of_reach_says_by_how_much(classifier, tmp_path):
     pictures, labels = striped(24, 1)
     found = compress(Subject(classifier), Data(pictures, labels), 0.0, tmp_path / "small.h5", ladder=LADDER[2:])
@@ -138,6 +161,24 @@ def test_a_pruned_classifier_is_stored_with_its_own_shapes(classifier, tmp_path)
         again = ImageClassifier.load(tmp_path / "c.h5")
         assert again.model.count_parameters() < classifier.model.count_parameters()
         np.testing.assert_allclose(again.predict_proba(pictures), refitted.predict_proba(pictures), atol=1e-5)
+
+
+def test_a_fine_tuned_network_with_pruned_channels(classifier, tmp_path):
+    pictures, labels = striped(12, 1)
+    learn = striped(16)
+    trunk = prune_channels(classifier.model, classifier.model.normalise(np.stack(learn[0])), amount=0.1, reconstruct=True).model
+    top = ImageClassifier(trunk, "glyphnet", C=0.1).fit(*learn, ["along", "across"])
+    network = WithHead(trunk, len(top.mean), 2)
+    for tensor, value in ((network.mean, top.mean), (network.scale, 1 / top.scale), (network.head.weight, top.weight.T),
+                          (network.head.bias, top.bias)):  # fmt: skip
+        assign(tensor, value)
+    tuned = FineTuned(network.eval(), top.classes, Recipe(augment=None), "glyphnet")
+    assert tuned.score(pictures, labels) == 1.0
+    found = compress(Subject(tuned), Data(pictures, labels, *learn), 0.0, tmp_path / "small.h5", ladder=LADDER[:2])
+    assert found.met and not found.refitted and found.forms["graph"]["accuracy"] == 1.0
+    again = FineTuned.load(tmp_path / "small.h5")
+    assert again.model.trunk.count_parameters() == trunk.count_parameters() < classifier.model.count_parameters()
+    np.testing.assert_array_equal(again.logits(pictures), tuned.logits(pictures))
 
 
 @pytest.fixture
@@ -166,8 +207,10 @@ def test_the_command_on_a_network_of_the_zoo(folder, tmp_path):
     assert text.startswith("<!doctype html>") and "Layer by layer" in text and "stored file" in text
     assert zoo.load(out).labels == zoo.create("glyphnet", weights="glyphs").labels
     assert isinstance(zoo.load(graph), nn.graph_file.LoadedGraph)
-    again = run(out, "--data", folder, "--budget", "100", "-o", tmp_path / "again.h5", "--json")
+    again = run(out, "--data", folder, "--budget", "100", "-o", tmp_path / "again.h5", "--macs", "0.8", "--json")
     found = json.loads(again.stdout)
+    assert zoo.load(tmp_path / "again.h5").count_parameters() < zoo.load(out).count_parameters()
+    assert 0.7 < found["channels"]["macs"][1] / found["channels"]["macs"][0] <= 0.8
     assert found["met"] and found["budget"] == 100 and set(found["forms"]) == {"before", "stored", "graph"}
 
 

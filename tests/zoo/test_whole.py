@@ -62,6 +62,12 @@ def test_packed_weights_load_like_any_others_and_are_smaller(tmp_path, x):
     assert same(zoo.create("glyphnet", weights=tmp_path / "packed.h5"), model, x)
     facts = catalogue.verify(tmp_path / "packed.h5", "glyphnet")
     assert facts["layout"] == "packed" and "sparse float32" in facts["dtypes"]
+    facts = catalogue.convert(tmp_path / "plain.h5", tmp_path / "again.h5", "glyphnet", "packed")
+    assert facts["layout"] == "packed" and facts["bytes"] == (tmp_path / "packed.h5").stat().st_size
+    catalogue.convert(tmp_path / "packed.h5", tmp_path / "back.h5")
+    assert same(zoo.create("glyphnet", weights=tmp_path / "back.h5"), model, x)
+    with pytest.raises(errors.ConfigError, match="packed files are exact"):
+        zoo.save_weights(model, tmp_path / "half.h5", layout="packed", dtype="float16")
     with pytest.raises(errors.WeightsError, match="does not fit LeNet5"):
         zoo.create("lenet5", weights=tmp_path / "packed.h5")
 

@@ -21,10 +21,11 @@ FORMS = {"before": "before", "stored": "stored file", "graph": "8-bit graph"}
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write, loaded like MODEL.")
 @click.option("--graph", type=click.Path(path_type=Path), default=None, help="Write the graph that computes in 8 bits, too.")
 @click.option("--html", type=click.Path(path_type=Path), default=None, help="Write a page about it.")
+@click.option("--macs", type=float, default=None, help="First take out channels: the share of multiplications to keep.")
 @click.option("--limit", default=2000, show_default=True, type=click.IntRange(min=1), help="Pictures to measure on, at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compress(model: str, folder: Path, budget: str, weights: str | None, output: Path, graph: Path | None, html: Path | None,
-             limit: int, as_json: bool) -> None:  # fmt: skip
+             macs: float | None, limit: int, as_json: bool) -> None:  # fmt: skip
     """Make MODEL smaller and faster, and measure what that costs on pictures.
 
     MODEL: a classifier that `graftwork transfer fit` wrote, a network that `zoo.save` wrote, or a network of the zoo. Weights
@@ -47,7 +48,7 @@ def compress(model: str, folder: Path, budget: str, weights: str | None, output:
     data = read(folder, subject.classes, limit)
     if data.learn is not None and subject.fits:
         require_scikit_learn()  # before long work, not after it
-    found = run(subject, data, points, output, graph, say=console.print)
+    found = run(subject, data, points, output, graph, macs=macs, say=console.print)
     if html is not None:
         write(html, found, Path(model).name)
     if as_json:
@@ -126,6 +127,9 @@ def rows(found: Any) -> list[tuple[str, list[str]]]:
 def verdict(found: Any) -> list[str]:
     """What was chosen, and whether the budget is kept, in sentences."""
     lines = [f"stored: {found.step}" + (", classifier on top fitted anew" if found.refitted else "")]
+    if found.channels is not None:
+        before, after = found.channels["macs"]
+        lines.append(f"channels: multiplications {before:,} -> {after:,} ({after / before:.3f})")
     if found.quantised is not None:
         lines.append(f"8-bit graph: {found.quantised}")
     for name, points in found.missed.items():

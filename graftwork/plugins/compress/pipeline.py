@@ -51,9 +51,12 @@ LADDER = (  # from mild to strong; each makes a smaller file than the one before
 
 @dataclass
 class Compression:
-    """What `compress` found. forms: for "before", "stored" and "graph" what they cost (`bytes`, `memory`, `latency_ms` by
-    batch) and reach (`accuracy` with its `interval`, and beside "before" `points_lost` and the rest of `measure.answers`).
-    tried: accuracy by step. layers: each layer's errors. met: whether every form keeps the budget (points)."""
+    """What `compress` found.
+
+    forms: for "before", "stored" and "graph" what they cost (`bytes`, `memory`, `latency_ms` by batch) and reach (`accuracy`
+    with its `interval`, and beside "before" `points_lost` and the rest of `measure.answers`). tried: accuracy by step.
+    layers: each layer's errors. channels: what taking channels out did, if it was asked for. met: whether all keep the budget.
+    """
 
     pictures: int
     classes: int
@@ -64,6 +67,7 @@ class Compression:
     forms: dict[str, dict[str, Any]]
     tried: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    channels: dict[str, Any] | None = None
 
     @property
     def missed(self) -> dict[str, float]:
@@ -90,13 +94,15 @@ class Data(NamedTuple):
 
 
 def compress(subject: Subject, data: Data, budget: float, stored: str | Path, graph: str | Path | None = None,
-             ladder: Sequence[Step] = LADDER, say: Callable[[str], None] = lambda text: None) -> Compression:  # fmt: skip
+             ladder: Sequence[Step] = LADDER, macs: float | None = None,
+             say: Callable[[str], None] = lambda text: None) -> Compression:  # fmt: skip
     """Compress as far as `budget` (points of accuracy on `data`) allows, write the files, and measure. The subject's network
     is changed in place.
 
     stored, graph: the files to write, graph may be None. ladder: steps from mild to strong; the strongest that keeps the
     budget is searched by bisection, so that about log2 of their number are measured. What is chosen is measured on the same
-    pictures: with few of them the loss is a little flattering, and the interval says how little is known. say: hears progress.
+    pictures: with few of them the loss is a little flattering, and the interval says how little is known. macs: first take
+    out whole channels, until at most this share of the multiplications is left. say: hears progress.
     Raises ConfigError for a budget below zero, DataError for no pictures.
     """
     if not budget >= 0:
@@ -108,7 +114,7 @@ def compress(subject: Subject, data: Data, budget: float, stored: str | Path, gr
     require_writable(stored)
     if graph is not None:
         require_writable(graph)
-    run = _Run(subject, data, budget, ladder, say)
+    run = _Run(subject, data, budget, ladder, macs, say)
     run.store(stored)
     if subject.run is not None:
         run.quantise(graph)
@@ -116,21 +122,31 @@ def compress(subject: Subject, data: Data, budget: float, stored: str | Path, gr
 
 
 class _Run:
-    def __init__(self, subject: Subject, data: Data, budget: float, ladder: Sequence[Step], say: Callable[[str], None]):
+    def __init__(self, subject: Subject, data: Data, budget: float, ladder: Sequence[Step], macs: float | None,
+                 say: Callable[[str], None]):  # fmt: skip
         self.subject, self.data, self.budget, self.ladder, self.say = subject, data, budget, list(ladder), say
         say(f"reading {len(data.pictures)} pictures")
         self.pixels, self.truth = subject.pixels(data.pictures), np.asarray(data.labels)
         self.inputs = subject.inputs(self.pixels[:LOOKED_AT])
-        self.original_head = self._head()
-        self.original = {name: p.numpy().copy() for name, p in weights(subject.network).items()}
         self.scores = subject.scores(self.pixels)
         self.outputs = self._layer_outputs()
         self.before = {"bytes": self._size(packed=False), **measure.answers(self.scores, self.truth)}
         self.before |= measure.costs(self._float, self.inputs)
+        self.channels: dict[str, Any] | None = None
+        if macs is not None:
+            say(f"taking out channels, until {macs:.0%} of the multiplications are left")
+            self.channels = subject.prune(macs, subject.pixels(self._calibration())).to_dict()
+        self.original_head = self._head()
+        self.original = {name: p.numpy().copy() for name, p in weights(subject.network).items()}
         self.forms: dict[str, dict[str, Any]] = {"before": self.before}
         self.tried: list[dict[str, Any]] = []
         self.refitted = False
         self.quantised: str | None = None
+
+    def _calibration(self) -> list[Any]:
+        """Pictures, of those to learn from if there are any."""
+        learn = self.data.learn if self.data.learn is not None else self.data.pictures
+        return [learn[i] for i in np.random.default_rng(0).permutation(len(learn))[:CALIBRATION]]
 
     @property
     def _float(self) -> Callable[[Tensor], Tensor]:
@@ -220,9 +236,7 @@ class _Run:
     # -- the graph that runs -----------------------------------------------------------------------------------------
     def quantise(self, path: str | Path | None) -> None:
         """The graph in 8 bits: of the stored weights, or else of the original ones, by the first way that keeps the budget."""
-        learn = self.data.learn if self.data.learn is not None else self.data.pictures
-        chosen = np.random.default_rng(0).permutation(len(learn))[:CALIBRATION]
-        batch = self.subject.inputs(self.subject.pixels([learn[i] for i in chosen]))
+        batch = self.subject.inputs(self.subject.pixels(self._calibration()))
         assert self.subject.run is not None  # or there is nothing to capture
         found: list[tuple[float, int, str, Any, dict[str, Any]]] = []
         head = self._head()
@@ -253,15 +267,16 @@ class _Run:
     def result(self) -> Compression:
         return Compression(
             len(self.truth), len(self.subject.classes), self.budget, self.step, self.refitted, self.quantised, self.forms,
-            self.tried, self._layers(),
+            self.tried, self._layers(), self.channels,
         )  # fmt: skip
 
     def _layers(self) -> list[dict[str, Any]]:
-        """How far each layer's weights and outputs are from the original ones, in the stored network."""
+        """How far each layer's weights and outputs are from the original ones, in the stored network; outputs only where no
+        channel is gone."""
         now, rows = self._layer_outputs(), []
         for name, parameter in weights(self.subject.network).items():
             layer, array = name.rpartition(".")[0], parameter.numpy()
-            seen = layer in now and layer in self.outputs
+            seen = layer in now and layer in self.outputs and now[layer].shape == self.outputs[layer].shape
             rows.append({
                 "weight": name, "values": int(array.size), "zeros": float((array == 0).mean()),
                 "different": len(np.unique(array)), "weight_error": relative_error(array, self.original[name]),

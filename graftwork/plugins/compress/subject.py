@@ -13,6 +13,7 @@ from ...nn import Module, Tensor, compile, no_grad
 from ...nn import functional as F
 from ...zoo import images
 from ...zoo.whole import save as save_network
+from ..prune import ChannelReport, prune_channels
 from ..transfer.classifier import ImageClassifier
 from ..transfer.finetune import FineTuned
 
@@ -25,6 +26,9 @@ class Subject:
     pictures."""
 
     def __init__(self, model: Any):
+        self._adopt(model)
+
+    def _adopt(self, model: Any) -> None:
         self.model = model
         self.network: Module
         self.run: Callable[[Tensor], Tensor] | None
@@ -87,6 +91,21 @@ class Subject:
                 rows = self.model.decision(rows)
             found.append(rows[: len(pixels) - start])
         return np.concatenate(found)
+
+    def prune(self, share: float, pixels: np.ndarray) -> ChannelReport:
+        """Take out channels until at most this share of the network's multiplications is left; pictures say how to fit what
+        reads them. Raises ConfigError where features are read within the network, for those channels would go, too."""
+        if isinstance(self.model, ImageClassifier) and self.model.layer is not None:
+            raise ConfigError(f"compress: the classifier reads layer {self.model.layer!r} within its network; leave --macs out")
+        small, report = prune_channels(
+            self.image_model, Tensor(self.inputs(pixels)), target_macs=share, reconstruct=True
+        )  # fmt: skip
+        if isinstance(self.model, ImageClassifier):
+            self.model.model = small
+        elif isinstance(self.model, FineTuned):
+            self.model.model.trunk = small
+        self._adopt(small if isinstance(self.model, Module) else self.model)
+        return report
 
     @property
     def fits(self) -> bool:

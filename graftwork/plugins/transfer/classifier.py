@@ -173,7 +173,8 @@ class ImageClassifier(Parameters):
     def save(self, path: str | Path, packed: bool = False) -> None:
         """Write trunk and classifier to one HDF5 file that `load` reads; it appears whole or not at all.
 
-        packed: in few bytes where the trunk was pruned, clustered or rounded; exact but for the classifier's matrices, float32.
+        packed: in few bytes where the trunk was pruned, clustered or rounded.
+        The trunk stays exact, matrices of the classifier become float32.
         Raises ConfigError for an estimator that cannot be written as arrays (see heads.py).
         """
         self._require_fitted()

@@ -84,6 +84,7 @@ class Tagger(Parameters):
         info = {
             "model": self.model_name, "classes": self.classes, "C": self.C, "threshold": self.threshold, "layer": self.layer,
             "pooling": self.pooling, "input_shape": list(self.model.input_shape),
+            "resized": getattr(self.model, "resized", False),
         }  # fmt: skip
         head = {part: getattr(self.head_, f"{part}_") for part in PARTS}
         save_parts(path, KIND, {"trunk": self.model.state_dict(), "head": head}, info)
