@@ -33,6 +33,8 @@ RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4  # of stochastic gradient descent; the we
 WARM_UP, DESCENT = 2, 0.9  # epochs; share of all steps
 PADDING = 4  # pixels, as He et al. 2015
 SIDE = 32
+GREY = 127
+ERASED = 8  # pixels, the side of a square that is hidden in half of the images
 
 
 class Trapezoid(nn.schedule.Schedule):
@@ -50,14 +52,24 @@ class Trapezoid(nn.schedule.Schedule):
 
 
 def augment(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
-    """Images uint8 (n, 32, 32, 3), each shifted by up to 4 pixels either way (edges mirrored) and flipped half of the time."""
+    """Images uint8 (n, 32, 32, 3), each shifted by up to 4 pixels (edges mirrored), half of them flipped, half partly erased."""
     n = len(pixels)
     padded = np.pad(pixels, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
     top, left = rng.integers(0, 2 * PADDING + 1, (2, n, 1))
     flipped = rng.random((n, 1)) < 0.5
     along = np.arange(SIDE)
     rows, columns = top + along, left + np.where(flipped, along[::-1], along)
-    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return erase(rng, padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+
+def erase(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """A grey square of 8 pixels at a random place in half of the images (after Zhong et al. 2017, arXiv:1708.04896), in place."""
+    n = len(pixels)
+    top, left = rng.integers(0, SIDE - ERASED + 1, (2, n, 1))
+    along = np.arange(SIDE)
+    rows, columns = (((along >= start) & (along < start + ERASED)) for start in (top, left))
+    pixels[(rng.random(n) < 0.5)[:, None, None] & rows[:, :, None] & columns[:, None, :]] = GREY
+    return pixels
 
 
 class Halves(nn.Trainer):
@@ -174,9 +186,10 @@ def write_provenance(path: Path, arguments, history: list[dict], result: dict) -
 
 Trained by Graftwork itself with `python scripts/cifar10/train.py cifar10-train.h5 --seed {arguments.seed} --epochs {arguments.epochs}`
 on {result["trained_on"]:,} of CIFAR-10's 50,000 training images, and evaluated at the end on the {VALIDATION:,} others, which took no part in
-training. Two recipes were tried: with a rate of 0.2, half of the time, 30 epochs gave 0.876 on the same images; this
-is the second, so its figure owes a little to that look. The number of epochs was set by the time at hand;
-the weights are those after the last step. CIFAR-10's test images were not used at all.
+training. Three recipes were tried and looked at on the same images: 30 epochs with a rate of 0.2 gave 0.876, 36 epochs of this
+recipe without erasing 0.882; this is the third. With its running statistics measured anew on unvaried images it gave 0.896 and was left
+as it is. So its figure owes a little to those looks. The number of epochs was set by the time at
+hand; the weights are those after the last step. CIFAR-10's test images were not used at all.
 
 | | accuracy on the {VALIDATION:,} images kept aside | 95 % interval (Wilson) |
 |---|---|---|
@@ -195,12 +208,12 @@ Accuracy by class, in the order of the outputs:
 
 ## Recipe
 
-{arguments.epochs} epochs of {result["steps"] // arguments.epochs} steps with {BATCH} images; a random shift by up to {PADDING} pixels (edges mirrored)
-and a horizontal flip half of the time; pixels divided by 255, then minus (0.485, 0.456, 0.406), by (0.229, 0.224, 0.225). Stochastic
+{arguments.epochs} epochs of {result["steps"] // arguments.epochs} steps with {BATCH} images; a random shift by up to {PADDING} pixels (edges mirrored),
+a horizontal flip half of the time, a grey square of {ERASED} pixels half of the time; pixels divided by 255, then minus (0.485, 0.456, 0.406), by (0.229, 0.224, 0.225). Stochastic
 gradient descent with Nesterov momentum {MOMENTUM}, weight decay {DECAY} on all parameters, learning rate from 0 to {RATE} in {WARM_UP} epochs,
 level, and in a straight line to 0 over the last {DESCENT:.0%} of the steps. Cross-entropy, no label smoothing. Two threads compute the
 gradients of half a batch each, with batch statistics of their own, and the update is made from the mean.
-Training accuracy in the last epoch, on shifted and flipped images: {history[-1]["accuracy"]:.4f}. Every epoch stands in
+Training accuracy in the last epoch, on varied images: {history[-1]["accuracy"]:.4f}. Every epoch stands in
 `scripts/cifar10/train.log`.
 
 {sum(r["seconds"] for r in history) / 60:.0f} minutes on {about["cores"]} cores of {about["cpu"]} (wall time, other work included: no measure of speed).
@@ -244,7 +257,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path(__file__).with_suffix(".log"))
     parser.add_argument("--checkpoint", type=Path, default=Path("resnet20-run.h5"), help="written after each epoch")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=36)
+    parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--images", type=int, default=None, help="train on the first so many only, to try the script out")
     arguments = parser.parse_args()
     pixels, labels = load(arguments.cifar)
