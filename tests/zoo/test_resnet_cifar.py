@@ -89,7 +89,7 @@ def test_provenance_says_what_the_log_says(script):
 
 
 def test_it_recognises_images_that_were_kept_aside(model, script, shared_data):
-    """500 of the 5,000; at the accuracy of all of them, 0.882, its standard error is 0.015: the bound is three below."""
+    """500 of the 5,000; at the accuracy of all of them, 0.899, its standard error is 0.013: the bound is four below."""
     import io
 
     from PIL import Image
@@ -101,7 +101,7 @@ def test_it_recognises_images_that_were_kept_aside(model, script, shared_data):
     pieces = (data[a:b] for a, b in zip(offset[:-1] - offset[0], offset[1:] - offset[0], strict=True))
     pictures = [Image.open(io.BytesIO(piece)) for piece in pieces]
     found = model.predict(pictures).argmax(axis=1)
-    assert (found == labels).mean() >= 0.83
+    assert (found == labels).mean() >= 0.845
 
 
 def test_the_schedule_is_the_same_for_longer_runs_until_the_descent(script):
