@@ -341,8 +341,9 @@ def test_gather_one_hot_out_of_range():
             kernel(backend, "index", "gather")(np.zeros(5), np.array([0, 5]), out=np.empty(2), axis=0)
         with pytest.raises(IndexError, match=r"index -6 .* size 5"):
             kernel(backend, "index", "scatter_add")(np.zeros(1), np.array([-6]), out=np.empty(5), axis=0, size=5)
-        with pytest.raises(IndexError, match=r"index -1 .* size 3"):
-            kernel(backend, "index", "one_hot")(np.array([-1]), out=np.empty((1, 3)), depth=3, dtype="float64")
+        out = np.full((3, 3), np.nan)
+        kernel(backend, "index", "one_hot")(np.array([-1, 2, 3]), out=out, depth=3, dtype="float64")
+        np.testing.assert_array_equal(out, [[0, 0, 0], [0, 0, 1], [0, 0, 0]])
 
 
 def test_one_hot_concat_pad_slice_scatter():

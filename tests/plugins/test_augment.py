@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graftwork import errors, zoo
+from graftwork import errors, nn, zoo
 from graftwork.plugins.transfer import Augmentation
 from graftwork.plugins.transfer.augment import colour_jitter, random_crop, resized_crop
 from graftwork.plugins.transfer.training_data import TrainingLoader, TrainingSet, decode, targets
@@ -87,7 +87,7 @@ def test_rare_classes(rng):
     rows = targets(labels, 4, 0.0, "weights")  # the fourth class has no pictures
     np.testing.assert_allclose([rows[labels == c].sum() for c in range(3)], 20 / 3, rtol=1e-6)
     np.testing.assert_allclose(targets(labels, 4, 0.2, None)[0], [0.85, 0.05, 0.05, 0.05])
-    data = TrainingSet(np.zeros((20, 1)), labels, rows, None, (1, 1), Augmentation())
+    data = TrainingSet(np.zeros((20, 1)), labels, rows, nn.Linear(1, 1), (1, 1), Augmentation())
     loader = TrainingLoader(data, 8, seed=0, workers=0, balanced=True)
     counts = np.bincount(labels[loader.order(0)])
     assert counts.sum() == 20 and counts.min() >= 6 and set(loader.order(0)) >= {18, 19}

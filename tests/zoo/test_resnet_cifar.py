@@ -120,7 +120,18 @@ def test_the_schedule_is_the_same_for_longer_runs_until_the_descent(script):
     np.testing.assert_allclose(short[10:], 0.2 * np.arange(10, 0, -1) / 10, rtol=1e-6)
 
 
-def test_augmentation_shifts_mirrors_and_never_invents(script):
+def test_half_of_the_images_lose_a_grey_square(script):
+    pixels = np.full((400, 32, 32, 3), 200, np.uint8)
+    hidden = (script.erase(np.random.default_rng(0), pixels.copy()) == script.GREY).all(axis=3)
+    counts = hidden.sum(axis=(1, 2))
+    assert set(counts) == {0, script.ERASED**2} and 0.4 < (counts > 0).mean() < 0.6
+    for picture in hidden[counts > 0]:
+        rows, columns = np.flatnonzero(picture.any(axis=1)), np.flatnonzero(picture.any(axis=0))
+        assert len(rows) == len(columns) == script.ERASED and np.ptp(rows) == np.ptp(columns) == script.ERASED - 1
+
+
+def test_augmentation_shifts_mirrors_and_never_invents(script, monkeypatch):
+    monkeypatch.setattr(script, "erase", lambda rng, pixels: pixels)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
     found = script.augment(np.random.default_rng(1), pixels)
     assert found.shape == pixels.shape and found.dtype == np.uint8

@@ -102,12 +102,13 @@ def plan_one_hot(idx: Spec, *, out: Spec, depth: int, dtype: str) -> Plan | None
 
 
 def one_hot(idx: np.ndarray, *, out: np.ndarray, depth: int, dtype: str) -> None:
-    """Ones at `idx` along a new last axis of `depth` places. IndexError for an index outside [0, depth)."""
-    _check_range(idx, 0, depth)
+    """Ones at `idx` along a new last axis of `depth` places; an index outside [0, depth) gives zeros."""
     if out.size >= PARALLEL_FROM and carry_out(plan_one_hot, (idx,), (out,), depth=depth, dtype=dtype):
         return
     out.fill(0)
-    out.reshape(idx.size, depth)[np.arange(idx.size), idx.reshape(-1)] = 1
+    flat = idx.reshape(-1)
+    rows = np.flatnonzero((flat >= 0) & (flat < depth))
+    out.reshape(idx.size, depth)[rows, flat[rows]] = 1
 
 
 # -- joining, padding, copying -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ...nn.rng import manual_seed
 from ...nn.tensor import Tensor
 from ...zoo import create
 from . import require_scikit_learn
-from .classifier import logistic_regression
+from .classifier import fitted_regression
 from .features import FeatureExtractor
 from .finetune import fine_tune
 from .neighbours import cluster, similar
@@ -81,7 +81,7 @@ def compare(pixels, features, labels, draw: int) -> dict[str, float]:
 
 
 def _regression(x, labels, train, test, strength: float) -> float:
-    return float(logistic_regression(strength).fit(x[train], labels[train]).score(x[test], labels[test]))
+    return float(fitted_regression(strength, x[train], labels[train]).score(x[test], labels[test]))
 
 
 def _network(pixels, labels, train, test, seed: int, weights: str | None) -> float:

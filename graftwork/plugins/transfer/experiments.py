@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from ...errors import ConfigError, DataError
 from ...nn import Module
 from . import require_scikit_learn
-from .classifier import CANDIDATES, logistic_regression
+from .classifier import CANDIDATES, fitted_regression, logistic_regression, one_blas_thread
 from .evaluation import wilson
 from .features import FeatureExtractor
 
@@ -102,9 +103,10 @@ def cross_validate(features: np.ndarray, labels: Any, C: float = 0.01, estimator
     labels = np.asarray(labels)
     model = logistic_regression(C) if estimator is None else estimator
     parts = folds_of(labels, folds, groups, seed)
-    return CrossValidation(tuple(
-        float(clone(model).fit(features[a], labels[a]).score(features[b], labels[b])) for a, b in parts
-    ))  # fmt: skip
+    with one_blas_thread() if estimator is None else nullcontext():
+        return CrossValidation(tuple(
+            float(clone(model).fit(features[a], labels[a]).score(features[b], labels[b])) for a, b in parts
+        ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def tune(model: Module, pictures: Sequence[Any], labels: Any, strengths: Sequenc
     best = rows[0]
     if best["method"] == "features":
         values = features[best["layer"]]
-        right = logistic_regression(best["C"]).fit(values[train], labels[train]).predict(values[kept]) == labels[kept]
+        right = fitted_regression(best["C"], values[train], labels[train]).predict(values[kept]) == labels[kept]
     else:
         right = _fine_tuned(model, pictures, labels, train, kept, names, best["trunk_lr"], seed, options)
     interval = wilson(int(right.sum()), len(right))
@@ -198,7 +200,7 @@ def learning_curve(features: np.ndarray, labels: Any, counts: Sequence[int] = (1
         for draw in range(draws):
             rng = np.random.default_rng((seed, draw, count))
             chosen = np.concatenate([rng.choice(m, count, replace=False) for m in members])
-            model = logistic_regression(C).fit(features[chosen], labels[chosen])
+            model = fitted_regression(C, features[chosen], labels[chosen])
             scores.append(float(model.score(features[kept], labels[kept])))
         rows.append(
             {"labels": int(count), "accuracy": float(np.mean(scores)), "deviation": float(np.std(scores)), "draws": draws}
@@ -238,7 +240,7 @@ def compare_models(models: Mapping[str, Module], pictures: Sequence[Any], labels
         start = time.perf_counter()
         features = extractor.transform(pictures)
         seconds = (time.perf_counter() - start) / len(pictures)
-        right = logistic_regression(C).fit(features[train], labels[train]).predict(features[kept]) == labels[kept]
+        right = fitted_regression(C, features[train], labels[train]).predict(features[kept]) == labels[kept]
         size = sum(value.nbytes for value in model.state_dict().values())
         rows.append(Network(name, float(right.mean()), wilson(int(right.sum()), len(right)), model.count_parameters(), size,
                             seconds, features.shape[1]))  # fmt: skip
